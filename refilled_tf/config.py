@@ -1,0 +1,68 @@
+"""From gin files to an experiment: the only place that reads configuration."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import gin
+
+from refilled_tf import experiment as experiments
+
+# Importing a module registers what gin files may name.
+from refilled_tf.data import sources, splits, task  # noqa: F401
+from refilled_tf.errors import InputError, require
+from refilled_tf.learners import cross_entropy, joint, local, relationship, rkd  # noqa: F401
+from refilled_tf.models import mobilenet  # noqa: F401
+
+GIN_FOLDER = Path(__file__).resolve().parent.parent / "gin"
+OPERATIVE = "operative_config.gin"
+
+gin.add_config_file_search_path(str(GIN_FOLDER))
+
+
+def load_experiment(
+    files: Sequence[str | Path], params: Sequence[str] = ()
+) -> experiments.Experiment:
+    """Parses gin files and single settings, later ones over earlier ones.
+
+    An include is looked up in the working directory, then in the project's gin/ folder.
+
+    Args:
+        files: gin files, in order.
+        params: settings such as "student.images_per_class = 20", in order.
+
+    Returns:
+        The experiment. `operative_config()` then gives all its settings, defaults included.
+
+    Raises:
+        InputError: a file or include is missing, a name unknown, a value refused, or a single
+            setting has no effect on the experiment.
+    """
+    for path in files:
+        require(
+            Path(path).is_file() or (GIN_FOLDER / path).is_file(),
+            f"--gin_file={path} does not exist; the project's own are in {GIN_FOLDER}",
+        )
+    gin.clear_config()
+    try:
+        gin.parse_config_files_and_bindings([str(path) for path in files], list(params))
+        built = gin.get_configurable(experiments.Experiment)()
+    except (ValueError, TypeError, SyntaxError, OSError, RuntimeError, InputError) as error:
+        # gin appends where the error happened on further lines; the first one says what.
+        first = str(error).strip().splitlines()[0]
+        raise InputError(first if isinstance(error, InputError) else f"gin: {first}") from error
+    for param in params:
+        name = param.split("=", 1)[0].strip()
+        used = re.search(rf"^(\w+/)*{re.escape(name)} =", operative_config(), re.MULTILINE)
+        require(
+            used is not None,
+            f"--gin_param={param!r} has no effect: no part of this experiment has {name!r}",
+        )
+    return built
+
+
+def operative_config() -> str:
+    """Returns every setting that the loaded experiment used, as gin text."""
+    return gin.operative_config_str(max_line_length=96)

@@ -1,0 +1,1 @@
+"""Images and labels: sources, class and instance splits, batches."""

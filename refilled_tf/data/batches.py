@@ -1,0 +1,148 @@
+"""Batches in an order, and with an augmentation, that are functions of seed and epoch alone.
+
+Nothing here keeps state. A run that was killed sees the same images from its next epoch on as
+an unbroken one, and any number of replicas or workers sees, together, the same global batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import keras_cv
+import numpy as np
+import tensorflow as tf
+
+from refilled_tf.data.task import Data, Examples
+from refilled_tf.errors import require
+
+
+def epoch_order(
+    labels: np.ndarray,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    classes_per_batch: int | None = None,
+) -> np.ndarray:
+    """Draws one epoch's batches.
+
+    Args:
+        labels: [N] int.
+        batch_size: B.
+        seed: of the run.
+        epoch: number of the epoch; each has its own order.
+        classes_per_batch: P; each batch then holds B/P images of P random classes (an image
+            twice only where its class has fewer). None shuffles without regard to classes.
+
+    Returns:
+        [N // B, B] int32 rows. The remainder of a shuffled epoch is dropped: a smaller last
+        batch would hold fewer positive pairs and other batch-norm statistics.
+
+    Raises:
+        InputError: the batch is larger than the data, or P does not divide it or exceeds the
+            number of classes.
+    """
+    steps = len(labels) // batch_size
+    require(
+        steps > 0,
+        f"Recipe.batch_size={batch_size} exceeds the {len(labels)} training images",
+    )
+    random = np.random.default_rng([seed, epoch])
+    if classes_per_batch is None:
+        order = random.permutation(len(labels))[: steps * batch_size]
+        return order.reshape(steps, batch_size).astype(np.int32)
+
+    rows_of = [np.flatnonzero(labels == c) for c in np.unique(labels)]
+    require(
+        1 <= classes_per_batch <= len(rows_of) and batch_size % classes_per_batch == 0,
+        f"Recipe.classes_per_batch={classes_per_batch} must divide "
+        f"Recipe.batch_size={batch_size} and not exceed the {len(rows_of)} classes",
+    )
+    count = batch_size // classes_per_batch
+    order = np.empty((steps, batch_size), np.int32)
+    for batch in order:
+        chosen = random.choice(len(rows_of), classes_per_batch, replace=False)
+        batch[:] = np.concatenate(
+            [random.choice(rows_of[c], count, replace=count > len(rows_of[c])) for c in chosen]
+        )
+    return order
+
+
+def training_batches(
+    examples: Examples,
+    data: Data,
+    order: np.ndarray,
+    seed: int,
+    first_step: int = 0,
+    context: tf.distribute.InputContext | None = None,
+) -> tf.data.Dataset:
+    """Builds the augmented batches of one input pipeline.
+
+    The random numbers of an image depend on the seed, the step and the image's place in the
+    global batch. keras-cv moves the pixels; the numbers are handed to it, because its own
+    generator would restart with the process.
+
+    Args:
+        examples: the training images.
+        data: image size and augmentation.
+        order: [steps, B] rows, as `epoch_order` gives them, of all epochs to come.
+        seed: of the augmentation.
+        first_step: number of `order`'s first step since the beginning of the training.
+        context: the place of this pipeline among workers and replicas; None for the only one.
+
+    Returns:
+        Dataset of (images [b, image_size, image_size, 3] float32 in [0, 255], labels [b] int32);
+        b = B / replicas. Consecutive elements belong to consecutive replicas.
+    """
+    context = context or tf.distribute.InputContext()
+    steps, batch_size = order.shape
+    replicas = context.num_replicas_in_sync
+    per_replica = batch_size // replicas
+    local = replicas // context.num_input_pipelines
+    mine = np.arange(local) + context.input_pipeline_id * local
+    rows = order.reshape(steps, replicas, per_replica)[:, mine]
+
+    images, labels = tf.constant(examples.images), tf.constant(examples.labels)
+    # The layers ask for TensorFlow's global generator, which must have a seed when ops are
+    # deterministic; nothing is drawn from it.
+    tf.random.set_global_generator(tf.random.Generator.from_seed(seed))
+    crop = keras_cv.layers.RandomCrop(data.image_size, data.image_size)
+    flip = keras_cv.layers.RandomFlip()
+
+    def augment(rows, step, start):
+        uniform = tf.random.stateless_uniform((batch_size, 3), seed=tf.stack([seed, step]))
+        uniform = uniform[start : start + per_replica]
+        batch = tf.cast(tf.gather(images, rows), tf.float32)
+        batch = tf.pad(batch, ((0, 0), (data.pad,) * 2, (data.pad,) * 2, (0, 0)))
+        offsets = {"tops": uniform[:, :1], "lefts": uniform[:, 1:2]}
+        batch = crop.augment_images(batch, offsets)
+        if data.flip:
+            sides = {"flip_horizontals": uniform[:, 2:], "flip_verticals": uniform[:, 2:] * 0}
+            batch = flip.augment_images(batch, sides)
+        batch = tf.ensure_shape(batch, (per_replica, data.image_size, data.image_size, 3))
+        return batch, tf.gather(labels, rows)
+
+    elements = (
+        rows.reshape(-1, per_replica),
+        np.repeat(np.arange(first_step, first_step + steps, dtype=np.int32), local),
+        np.tile((mine * per_replica).astype(np.int32), steps),
+    )
+    dataset = tf.data.Dataset.from_tensor_slices(elements)
+    dataset = dataset.map(augment, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return dataset.prefetch(tf.data.AUTOTUNE)
+
+
+def scoring_batches(examples: Examples, image_size: int, batch_size: int = 256) -> Iterator:
+    """Yields the un-augmented centre crops in their order.
+
+    Args:
+        examples: N images.
+        image_size: side of the crop.
+        batch_size: the last batch may be smaller.
+
+    Yields:
+        [b, image_size, image_size, 3] float32 in [0, 255].
+    """
+    margin = (examples.images.shape[1] - image_size) // 2
+    window = slice(margin, margin + image_size)
+    for start in range(0, len(examples.images), batch_size):
+        yield examples.images[start : start + batch_size, window, window].astype(np.float32)

@@ -1,0 +1,251 @@
+"""Where images come from. A source first tells its facts, then decodes the rows asked for.
+
+A source has two methods: `index` reads labels and keys without decoding any image; `images`
+decodes some rows once, cropped and resized, into one array. Batches are then made from memory:
+a cross-task student has few images, and decoding a JPEG costs more than a MobileNet step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from typing import NamedTuple, Protocol
+
+import gin
+import numpy as np
+import sklearn.datasets
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from absl import logging
+
+from refilled_tf.errors import InputError, require
+
+
+class Index(NamedTuple):
+    """What is known of a dataset before any image is decoded.
+
+    Attributes:
+        keys: [N] strings that identify the images, unique, independent of storage order.
+        labels: [N] int32 class ids.
+        trains: [N] bool, the dataset's own training split.
+        class_names: one name for each id, in the dataset's order.
+        superclasses: for each id the number of its superclass; None where there are none.
+    """
+
+    keys: np.ndarray
+    labels: np.ndarray
+    trains: np.ndarray
+    class_names: tuple[str, ...]
+    superclasses: tuple[int, ...] | None = None
+
+
+class Source(Protocol):
+    """What the rest of the program asks of a source."""
+
+    def index(self, data_dir: str | None) -> Index:
+        """Returns the facts about every image, in an arbitrary but fixed order."""
+
+    def images(self, keys, size: int, data_dir: str | None) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the images of `keys` as [n, size, size, 3] uint8, and [n] bool: decodable."""
+
+
+@gin.register
+@dataclasses.dataclass(frozen=True)
+class Digits:
+    """scikit-learn's bundled handwritten digits: 1,797 real 8×8 grey images, no download."""
+
+    def index(self, data_dir: str | None = None) -> Index:
+        """Returns the facts; the digits have no split of their own, so all rows train."""
+        labels = sklearn.datasets.load_digits().target.astype(np.int32)
+        keys = np.array([f"{row:04d}" for row in range(len(labels))])
+        names = tuple(str(digit) for digit in range(10))
+        return Index(keys, labels, np.ones(len(labels), bool), names)
+
+    def images(self, keys, size: int, data_dir: str | None = None):
+        """Returns the digits of `keys`, resized bilinearly, in three equal channels."""
+        grey = sklearn.datasets.load_digits().images[np.asarray(keys, int)] * (255.0 / 16.0)
+        resized = tf.image.resize(grey[..., np.newaxis], (size, size))
+        return _to_uint8(tf.repeat(resized, 3, axis=-1)).numpy(), np.ones(len(keys), bool)
+
+
+@gin.register
+@dataclasses.dataclass(frozen=True)
+class TfdsSource:
+    """A dataset of TensorFlow Datasets, or a folder of images in TFDS's ImageFolder layout.
+
+    Attributes:
+        name: the TFDS name, such as "caltech_birds2011".
+        folder: instead of a name, a folder `FOLDER/train/CLASS/*.jpg`, `FOLDER/test/CLASS/*.jpg`.
+        key: the string feature that identifies an image.
+        box: the bounding-box feature to crop to; None takes the whole image.
+        class_name: the string feature that holds the class's name, for datasets whose label
+            feature has no names.
+        superclass: the label feature of the superclass, if there is one.
+    """
+
+    name: str | None = None
+    folder: str | None = None
+    key: str = "image/filename"
+    box: str | None = None
+    class_name: str | None = None
+    superclass: str | None = None
+
+    def __post_init__(self):
+        require(
+            (self.name is None) != (self.folder is None),
+            "TfdsSource takes either name (a TFDS dataset) or folder (images of your own)",
+        )
+
+    def index(self, data_dir: str | None) -> Index:
+        """Reads labels and keys of both splits.
+
+        Raises:
+            InputError: the dataset is unknown or not prepared, or keys repeat.
+        """
+        builder = self._builder(data_dir)
+        facts = [self.key, "label", self.class_name, self.superclass]
+        decoders = tfds.decode.PartialDecoding({name: True for name in facts if name})
+        columns, trains = {name: [] for name in facts if name}, []
+        for split in ("train", "test"):
+            for batch in self._read(builder, split, decoders).batch(4096).as_numpy_iterator():
+                for name, column in columns.items():
+                    column.append(batch[name])
+                trains.append(np.full(len(batch["label"]), split == "train"))
+        columns = {name: np.concatenate(column) for name, column in columns.items()}
+        keys = columns[self.key].astype(str)
+        require(
+            len(np.unique(keys)) == len(keys),
+            f"TfdsSource.key={self.key!r} repeats in {builder.name}: it must identify an image",
+        )
+        labels = columns["label"].astype(np.int32)
+        names = list(builder.info.features["label"].names)
+        superclasses = None
+        first_rows = dict(zip(*np.unique(labels, return_index=True)))
+        if self.class_name:
+            for label, row in first_rows.items():
+                names[label] = columns[self.class_name][row].decode()
+        if self.superclass:
+            superclasses = tuple(
+                int(columns[self.superclass][first_rows[label]]) if label in first_rows else -1
+                for label in range(len(names))
+            )
+        return Index(keys, labels, np.concatenate(trains), tuple(names), superclasses)
+
+    def images(self, keys, size: int, data_dir: str | None):
+        """Decodes the images of `keys`, cropped to their boxes, resized to size×size."""
+        positions = tf.lookup.StaticHashTable(
+            tf.lookup.KeyValueTensorInitializer(
+                tf.constant(np.asarray(keys, str)), tf.range(len(keys), dtype=tf.int64)
+            ),
+            default_value=-1,
+        )
+
+        def decode(example):
+            box = example[self.box] if self.box else None
+            image = decode_image(example["image"], box, size)
+            return positions.lookup(example[self.key]), image
+
+        builder = self._builder(data_dir)
+        features = {name: True for name in ("image", self.key, self.box) if name}
+        decoders = tfds.decode.PartialDecoding(
+            features, decoders={"image": tfds.decode.SkipDecoding()}
+        )
+        images = np.zeros((len(keys), size, size, 3), np.uint8)
+        readable = np.zeros(len(keys), bool)
+        for split in ("train", "test"):
+            dataset = self._read(builder, split, decoders)
+            dataset = dataset.filter(lambda ex: positions.lookup(ex[self.key]) >= 0)
+            dataset = dataset.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
+            for rows, decoded in dataset.ignore_errors().batch(64).as_numpy_iterator():
+                images[rows], readable[rows] = decoded, True
+        return images, readable
+
+    def _builder(self, data_dir: str | None) -> tfds.core.DatasetBuilder:
+        if self.folder:
+            require(
+                os.path.isdir(os.path.join(self.folder, "train"))
+                and os.path.isdir(os.path.join(self.folder, "test")),
+                f"TfdsSource.folder={self.folder!r} must hold train/CLASS/*.jpg and "
+                "test/CLASS/*.jpg",
+            )
+            return tfds.folder_dataset.ImageFolder(self.folder)
+        try:
+            with _only_errors_logged():
+                builder = tfds.builder(self.name, data_dir=data_dir)
+                prepared = builder.is_prepared()
+        except tfds.core.DatasetNotFoundError as error:
+            raise InputError(
+                f"TfdsSource.name={self.name!r} is not a dataset that TensorFlow Datasets knows"
+            ) from error
+        where = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+        require(
+            prepared,
+            f"dataset {self.name} is not prepared in {where}: run `tfds build {self.name} "
+            f"--data_dir={where}`, or point --data_dir (or TFDS_DATA_DIR) at a folder that has it",
+        )
+        return builder
+
+    def _read(self, builder, split: str, decoders) -> tf.data.Dataset:
+        require(
+            split in builder.info.splits,
+            f"{builder.name} has no split {split!r}; it has {', '.join(builder.info.splits)}",
+        )
+        with _only_errors_logged():
+            return builder.as_dataset(split=split, decoders=decoders, shuffle_files=False)
+
+
+@contextlib.contextmanager
+def _only_errors_logged():
+    """Mutes TFDS's warnings about folders it looks into and about its own deprecated calls."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def decode_image(encoded: tf.Tensor, box: tf.Tensor | None, size: int) -> tf.Tensor:
+    """Decodes a JPEG or PNG, crops it to a box and resizes it.
+
+    Of a JPEG only the box is decoded. Sides are resized independently (the object fills the
+    square), with antialiasing.
+
+    Args:
+        encoded: scalar string.
+        box: [4] float32 (ymin, xmin, ymax, xmax) relative to the image, or None.
+        size: side of the result in pixels.
+
+    Returns:
+        [size, size, 3] uint8.
+    """
+    if box is None:
+        image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    else:
+        image = tf.cond(
+            tf.io.is_jpeg(encoded),
+            lambda: tf.io.decode_and_crop_jpeg(
+                encoded, _window(tf.io.extract_jpeg_shape(encoded), box), channels=3
+            ),
+            lambda: _crop(tf.io.decode_image(encoded, 3, expand_animations=False), box),
+        )
+    image.set_shape([None, None, 3])
+    return _to_uint8(tf.image.resize(image, (size, size), antialias=True))
+
+
+def _window(shape: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
+    """Returns (y, x, height, width) in pixels, at least one pixel, inside the image."""
+    limits = tf.cast(shape[:2], tf.float32)
+    start = tf.minimum(tf.floor(box[:2] * limits), limits - 1)
+    stop = tf.clip_by_value(tf.math.ceil(box[2:] * limits), start + 1, limits)
+    return tf.cast(tf.concat([start, stop - start], axis=0), tf.int32)
+
+
+def _crop(image: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
+    y, x, height, width = tf.unstack(_window(tf.shape(image), box))
+    return image[y : y + height, x : x + width]
+
+
+def _to_uint8(image: tf.Tensor) -> tf.Tensor:
+    return tf.cast(tf.round(tf.clip_by_value(image, 0.0, 255.0)), tf.uint8)

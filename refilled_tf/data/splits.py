@@ -1,0 +1,174 @@
+"""Which classes teach and which are learnt; which images train and which are held back.
+
+Everything here is a pure function of facts about the data (names, labels, keys) and a seed. Keys
+identify images independently of the order in which a dataset happens to be stored, so a split is
+the same on every machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import gin
+import numpy as np
+
+from refilled_tf.errors import require
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassSplit:
+    """The classes of the teacher and of the student, as ids of the dataset, ascending."""
+
+    teacher: tuple[int, ...]
+    student: tuple[int, ...]
+
+
+@gin.register
+@dataclasses.dataclass(frozen=True)
+class AlphabeticalHalves:
+    """The paper's "hard" split: the first half of the classes teaches, the rest is learnt."""
+
+    def __call__(self, class_names, superclasses=None) -> ClassSplit:
+        """Splits `class_names`, whose order is the dataset's (alphabetical)."""
+        half = len(class_names) // 2
+        return ClassSplit(tuple(range(half)), tuple(range(half, len(class_names))))
+
+
+@gin.register
+@dataclasses.dataclass(frozen=True)
+class RandomHalves:
+    """The paper's "easy" split: a random half of the classes teaches, the rest is learnt."""
+
+    seed: int = 0
+
+    def __call__(self, class_names, superclasses=None) -> ClassSplit:
+        """Splits `class_names` at random, the same way for the same seed."""
+        order = np.random.default_rng(self.seed).permutation(len(class_names))
+        half = len(class_names) // 2
+        return _sorted_split(order[:half], order[half:])
+
+
+@gin.register
+@dataclasses.dataclass(frozen=True)
+class SuperclassHalves:
+    """A hard split for data with superclasses: teacher and student share none of them."""
+
+    seed: int = 0
+
+    def __call__(self, class_names, superclasses=None) -> ClassSplit:
+        """Gives a random half of the superclasses to the teacher, the others to the student.
+
+        Raises:
+            InputError: the dataset has no superclasses.
+        """
+        require(
+            superclasses is not None,
+            "SuperclassHalves needs a dataset with superclasses; use RandomHalves or "
+            "AlphabeticalHalves, or name the feature in TfdsSource.superclass",
+        )
+        superclasses = np.asarray(superclasses)
+        order = np.random.default_rng(self.seed).permutation(np.unique(superclasses))
+        teaches = np.isin(superclasses, order[: len(order) // 2])
+        return _sorted_split(np.flatnonzero(teaches), np.flatnonzero(~teaches))
+
+
+@gin.register
+@dataclasses.dataclass(frozen=True)
+class ListedClasses:
+    """Classes named one by one, for data of one's own."""
+
+    teacher: tuple[str, ...] = ()
+    student: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        object.__setattr__(self, "teacher", tuple(self.teacher))
+        object.__setattr__(self, "student", tuple(self.student))
+
+    def __call__(self, class_names, superclasses=None) -> ClassSplit:
+        """Looks the listed names up in `class_names`.
+
+        Raises:
+            InputError: a name is not a class of the dataset.
+        """
+        ids = {name: i for i, name in enumerate(class_names)}
+        unknown = [name for name in self.teacher + self.student if name not in ids]
+        require(
+            not unknown,
+            f"ListedClasses names {unknown[:3]}, which the dataset does not have; its classes "
+            f"are {', '.join(class_names[:5])}, …",
+        )
+        return _sorted_split([ids[n] for n in self.teacher], [ids[n] for n in self.student])
+
+
+def _sorted_split(teacher, student) -> ClassSplit:
+    return ClassSplit(
+        tuple(sorted(int(c) for c in teacher)), tuple(sorted(int(c) for c in student))
+    )
+
+
+def check_class_split(split: ClassSplit, class_names) -> None:
+    """Refuses a split in which teacher and student overlap or one of them has too few classes.
+
+    Raises:
+        InputError: naming the classes at fault.
+    """
+    shared = sorted(set(split.teacher) & set(split.student))
+    require(
+        not shared,
+        "the class split overlaps: teacher and student both have "
+        + ", ".join(class_names[c] for c in shared[:3])
+        + "; a cross-task split has no class on both sides",
+    )
+    for role, classes in (("teacher", split.teacher), ("student", split.student)):
+        require(
+            len(classes) >= 2,
+            f"the class split gives the {role} {len(classes)} class(es); at least 2 are needed",
+        )
+
+
+def training_rows(keys, labels, fraction: float, seed: int) -> np.ndarray:
+    """Draws the same share of every class for training; the rest is for test.
+
+    A class of n images trains on round(fraction·n) of them. Its images are put in the order of
+    their keys before drawing, and every class has its own random stream, so neither the order of
+    the dataset nor the presence of other classes changes the outcome.
+
+    Args:
+        keys: [N] strings, unique.
+        labels: [N] class ids.
+        fraction: share of a class's images that train, in (0, 1).
+        seed: of the draw.
+
+    Returns:
+        [N] bool, True for training.
+    """
+    chosen = np.zeros(len(labels), bool)
+    for rows in _shuffled_rows_per_class(keys, labels, seed):
+        chosen[rows[: int(np.floor(fraction * len(rows) + 0.5))]] = True
+    return chosen
+
+
+def first_rows_per_class(keys, labels, count: int, seed: int) -> np.ndarray:
+    """Draws `count` images of every class (all of a class that has fewer).
+
+    Args:
+        keys: [N] strings, unique.
+        labels: [N] class ids.
+        count: images a class.
+        seed: of the draw. A larger count extends the draw of a smaller one.
+
+    Returns:
+        [N] bool, True for the drawn images.
+    """
+    chosen = np.zeros(len(labels), bool)
+    for rows in _shuffled_rows_per_class(keys, labels, seed):
+        chosen[rows[:count]] = True
+    return chosen
+
+
+def _shuffled_rows_per_class(keys, labels, seed: int):
+    keys, labels = np.asarray(keys), np.asarray(labels)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        rows = rows[np.argsort(keys[rows])]
+        yield np.random.default_rng([seed, int(label)]).permutation(rows)

@@ -1,0 +1,235 @@
+"""A classification task: some classes of a dataset, their training and their test images."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import gin
+import numpy as np
+from absl import logging
+
+from refilled_tf.data import splits
+from refilled_tf.data.sources import Index, Source
+from refilled_tf.errors import InputError, require
+
+
+class Examples(NamedTuple):
+    """Images in memory.
+
+    Attributes:
+        images: [N, S, S, 3] uint8.
+        labels: [N] int32, 0 … C-1, positions in the task's class names.
+        keys: [N] strings that identify the images in their dataset.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    keys: np.ndarray
+
+
+class TaskData(NamedTuple):
+    """A task's images. `scored_on` names what `test` is: "test" or "validation"."""
+
+    train: Examples
+    test: Examples
+    class_names: tuple[str, ...]
+    scored_on: str
+
+
+@gin.register
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """A dataset and how it is cut, loaded and augmented, for teacher and student alike.
+
+    Attributes:
+        source: where images come from.
+        class_split: which classes teach and which are learnt.
+        num_classes: only the first so many classes take part; None takes all.
+        train_fraction: share of each class's images that train; None keeps the dataset's split.
+        holdout: share of the training images held out for validation. When positive, models are
+            trained on the rest and scored on these, and the test images are not touched: this
+            is how hyper-parameters are chosen.
+        split_seed: seed of the instance splits.
+        image_size: side of a network's input, in pixels.
+        load_size: side to which images are resized when loaded, ≥ image_size; training takes
+            random crops of them, scoring the centre.
+        pad: black pixels added on every edge before the random crop.
+        flip: whether training images are mirrored at random.
+        on_corrupt: what to do with an undecodable image: "error" stops, "skip" leaves it out.
+    """
+
+    source: Source
+    class_split: object
+    num_classes: int | None = None
+    train_fraction: float | None = None
+    holdout: float = 0.0
+    split_seed: int = 0
+    image_size: int = 224
+    load_size: int = 256
+    pad: int = 0
+    flip: bool = True
+    on_corrupt: str = "error"
+
+    def __post_init__(self):
+        require(
+            self.load_size >= self.image_size > 0,
+            f"Data.load_size={self.load_size} must be at least "
+            f"Data.image_size={self.image_size}, both positive",
+        )
+        require(
+            self.train_fraction is None or 0 < self.train_fraction < 1,
+            f"Data.train_fraction={self.train_fraction} must lie between 0 and 1, or be None "
+            "for the dataset's own split",
+        )
+        require(0 <= self.holdout < 1, f"Data.holdout={self.holdout} must lie in [0, 1)")
+        require(
+            self.on_corrupt in ("error", "skip"),
+            f"Data.on_corrupt={self.on_corrupt!r} must be 'error' or 'skip'",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One side of a cross-task experiment.
+
+    Attributes:
+        data: the dataset.
+        role: "teacher" or "student": whose classes.
+        images_per_class: labelled training images a class; None takes all there are.
+    """
+
+    data: Data
+    role: str
+    images_per_class: int | None = None
+
+    def __post_init__(self):
+        require(
+            self.images_per_class is None or self.images_per_class >= 1,
+            f"{self.role}.images_per_class={self.images_per_class} must be at least 1, or None",
+        )
+
+
+@gin.register
+def teacher(data: Data, images_per_class: int | None = None) -> Task:
+    """Returns the teacher's task: `teacher.images_per_class` in a gin file."""
+    return Task(data, "teacher", images_per_class)
+
+
+@gin.register
+def student(data: Data, images_per_class: int | None = None) -> Task:
+    """Returns the student's task: `student.images_per_class` in a gin file."""
+    return Task(data, "student", images_per_class)
+
+
+class Selection(NamedTuple):
+    """The rows of an index that make up a task.
+
+    Attributes:
+        classes: [C] class ids of the dataset, ascending.
+        train: rows that train.
+        test: rows that are scored.
+        class_names: of `classes`.
+    """
+
+    classes: np.ndarray
+    train: np.ndarray
+    test: np.ndarray
+    class_names: tuple[str, ...]
+
+
+def select(task: Task, index: Index) -> Selection:
+    """Cuts a dataset's index down to a task: classes, instance split, holdout, few images.
+
+    Raises:
+        InputError: naming the classes that overlap, are missing or lack images.
+    """
+    data = task.data
+    num_classes = data.num_classes or len(index.class_names)
+    require(
+        2 <= num_classes <= len(index.class_names),
+        f"Data.num_classes={data.num_classes}, but the dataset has {len(index.class_names)}",
+    )
+    present = np.bincount(index.labels, minlength=len(index.class_names)) > 0
+    absent = np.flatnonzero(~present[:num_classes])
+    require(
+        len(absent) == 0,
+        f"{len(absent)} of the {num_classes} classes have no images in the dataset, such as "
+        f"{index.class_names[absent[0]] if len(absent) else ''!r}; "
+        f"Data.num_classes={int(np.argmin(present)) or None} would take only those before it",
+    )
+    superclasses = index.superclasses[:num_classes] if index.superclasses else None
+    split = data.class_split(index.class_names[:num_classes], superclasses)
+    splits.check_class_split(split, index.class_names)
+    classes = np.array(getattr(split, task.role))
+
+    trains = index.trains
+    if data.train_fraction is not None:
+        trains = splits.training_rows(
+            index.keys, index.labels, data.train_fraction, data.split_seed
+        )
+    mine = np.isin(index.labels, classes)
+    train, test = np.flatnonzero(mine & trains), np.flatnonzero(mine & ~trains)
+    if task.images_per_class is not None:
+        train = train[
+            splits.first_rows_per_class(
+                index.keys[train], index.labels[train], task.images_per_class, data.split_seed
+            )
+        ]
+    if data.holdout:
+        kept = splits.training_rows(
+            index.keys[train], index.labels[train], 1 - data.holdout, data.split_seed + 1
+        )
+        train, test = train[kept], train[~kept]
+    names = tuple(index.class_names[c] for c in classes)
+    for what, rows in (("training", train), ("validation" if data.holdout else "test", test)):
+        empty = np.setdiff1d(classes, index.labels[rows])
+        require(
+            len(empty) == 0,
+            f"the split leaves class {index.class_names[empty[0]] if len(empty) else ''!r} "
+            f"without {what} images; change Data.train_fraction, Data.holdout or "
+            f"{task.role}.images_per_class",
+        )
+    return Selection(classes, train, test, names)
+
+
+@functools.lru_cache(maxsize=2)
+def load(task: Task, data_dir: str | None = None) -> TaskData:
+    """Reads and decodes a task's images.
+
+    Args:
+        task: what to load.
+        data_dir: the folder of prepared TFDS datasets; None for TFDS's default.
+
+    Returns:
+        Training and test images with labels 0 … C-1.
+
+    Raises:
+        InputError: the dataset is missing, the split impossible, or an image undecodable and
+            `Data.on_corrupt` is "error".
+    """
+    data = task.data
+    index = data.source.index(data_dir)
+    selection = select(task, index)
+    rows = np.concatenate([selection.train, selection.test])
+    images, readable = data.source.images(index.keys[rows], data.load_size, data_dir)
+    corrupt = index.keys[rows][~readable]
+    if len(corrupt):
+        message = f"{len(corrupt)} image(s) cannot be decoded: {', '.join(corrupt[:5])}"
+        if data.on_corrupt == "error":
+            raise InputError(message + "; Data.on_corrupt='skip' leaves them out")
+        logging.warning("skipped: %s", message)
+
+    def examples(part: np.ndarray, start: int) -> Examples:
+        kept = readable[start : start + len(part)]
+        part, decoded = part[kept], images[start : start + len(kept)]
+        labels = np.searchsorted(selection.classes, index.labels[part]).astype(np.int32)
+        return Examples(decoded if kept.all() else decoded[kept], labels, index.keys[part])
+
+    return TaskData(
+        examples(selection.train, 0),
+        examples(selection.test, len(selection.train)),
+        selection.class_names,
+        "validation" if data.holdout else "test",
+    )

@@ -1,0 +1,140 @@
+"""An experiment: rows of a table, each the end of a chain of stages.
+
+Stages are trained in the order in which they depend on each other, each once, whatever the
+number of rows that build on it. results.json is written anew after every row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from typing import Any, Union
+
+import gin
+import tensorflow as tf
+
+from refilled_tf import stage as stages
+from refilled_tf import storage
+from refilled_tf.errors import require
+from refilled_tf.evaluation.probes import Probe
+from refilled_tf.stage import Run, Stage
+
+RESULTS_SCHEMA = 1
+Row = Union[Stage, Probe]
+
+
+@gin.register
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What to run.
+
+    Attributes:
+        rows: the methods to compare, in the order of the table.
+        strategy: "mirrored" for all GPUs of this machine (or its CPU), "multi_worker" for
+            several machines that TF_CONFIG names.
+        deterministic: whether every op is made reproducible, at some cost in speed on a GPU.
+    """
+
+    rows: tuple[Row, ...]
+    strategy: str = "mirrored"
+    deterministic: bool = True
+
+    def __post_init__(self):
+        object.__setattr__(self, "rows", tuple(self.rows))
+        require(len(self.rows) > 0, "Experiment.rows is empty: it needs at least one method")
+        require(
+            self.strategy in ("mirrored", "multi_worker"),
+            f"Experiment.strategy={self.strategy!r} must be 'mirrored' or 'multi_worker'",
+        )
+        by_name: dict[str, Row] = {}
+        for spec in self.specs():
+            require(
+                by_name.setdefault(spec.name, spec) == spec,
+                f"two different stages are named {spec.name!r}; give each its own Stage.name",
+            )
+
+    def specs(self) -> Iterator[Row]:
+        """Yields rows and all that they build on, parents first, repeated where shared."""
+        for row in self.rows:
+            yield from _with_parents(row)
+
+    def stages(self) -> list[Stage]:
+        """Returns the stages in an order of training, each once."""
+        unique = {spec.name: spec for spec in self.specs() if isinstance(spec, Stage)}
+        return list(unique.values())
+
+
+def _with_parents(row: Row) -> Iterator[Row]:
+    for parent in row.parents:
+        yield from _with_parents(parent)
+    yield row
+
+
+def make_strategy(kind: str) -> tf.distribute.Strategy:
+    """Makes the strategy that `Experiment.strategy` names.
+
+    "mirrored" takes all visible GPUs; without any, all logical CPU devices.
+    """
+    if kind == "multi_worker":
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    if tf.config.list_physical_devices("GPU"):
+        return tf.distribute.MirroredStrategy()
+    return tf.distribute.MirroredStrategy([d.name for d in tf.config.list_logical_devices("CPU")])
+
+
+def run(experiment: Experiment, where: Run, facts: dict[str, Any]) -> dict[str, Any]:
+    """Trains and scores every row.
+
+    Args:
+        experiment: what.
+        where: folders and strategy.
+        facts: of this run (the command, versions), which results.json opens with.
+
+    Returns:
+        What results.json holds: {"schema", **facts, "rows": [`_row`, …]}.
+
+    Raises:
+        InputError: as `stage.train` says; rows finished so far stay in results.json.
+    """
+    for stage in experiment.stages():
+        stages.check_folder(stage, where)
+    finished: dict[str, dict[str, Any]] = {}
+    results = {"schema": RESULTS_SCHEMA, **facts, "rows": []}
+    for row in experiment.rows:
+        for spec in _with_parents(row):
+            if isinstance(spec, Stage) and spec.name not in finished:
+                finished[spec.name] = stages.train(spec, where)
+        if isinstance(row, Probe):
+            started = time.monotonic()
+            probed = row.score(where)
+            finished[row.name] = probed | {"seconds": round(time.monotonic() - started, 1)}
+        results["rows"].append(_row(row, finished, facts["command"]))
+        if where.is_chief:
+            storage.write_json(where.work_dir / "results.json", results)
+    return results
+
+
+def _row(row: Row, finished: dict[str, dict[str, Any]], command: str) -> dict[str, Any]:
+    """Returns a row of results.json; the schema is documented in the README."""
+    result = finished[row.name]
+    start = getattr(row, "start", None)
+    embedding = result.get("embedding")
+    if embedding is None and start is not None:
+        embedding = finished[start.name].get("embedding")
+    network = row if isinstance(row, Stage) else row.teacher
+    chain = {spec.name for spec in _with_parents(row)}
+    return {
+        "method": row.method,
+        "stage": row.name,
+        "width": getattr(network.backbone, "width", None),
+        "split": result["scored_on"],
+        "images": result["images"],
+        "seed": row.seed,
+        "accuracy": result.get("accuracy"),
+        "embedding": embedding,
+        "seconds": result["seconds"],
+        "seconds_with_parents": round(sum(finished[name]["seconds"] for name in chain), 1),
+        "parameters": finished[network.name]["parameters"],
+        "command": command,
+    }

@@ -1,0 +1,1 @@
+"""Keras models with the custom train step, and the objectives they minimise."""

@@ -1,0 +1,146 @@
+"""The custom train step, written once, and what an objective has to say."""
+
+from __future__ import annotations
+
+from typing import ClassVar, NamedTuple
+
+import tensorflow as tf
+
+
+class GlobalBatch(NamedTuple):
+    """What an objective sees: the whole batch, whatever the number of replicas.
+
+    Attributes:
+        labels: [B] int32.
+        student: the student's outputs, "embedding" [B, d_S] and maybe "logits" [B, C], float32.
+        teacher: the frozen teacher's outputs, "embedding" [B, d_T], or None without a teacher.
+        teacher_centers: [C, d_T] normalised class centres over the training split, or None.
+        epoch: scalar float32, the number of finished epochs.
+    """
+
+    labels: tf.Tensor
+    student: dict[str, tf.Tensor]
+    teacher: dict[str, tf.Tensor] | None
+    teacher_centers: tf.Tensor | None
+    epoch: tf.Tensor
+
+
+class Objective:
+    """What a learner minimises: a frozen dataclass of hyper-parameters with a pure `__call__`.
+
+    A new distillation method is one file with one such class.
+
+    Attributes:
+        classifies: whether the network it trains has a classifier on top of the embedding.
+        needs_teacher: whether it looks at a teacher.
+        parts: names of the scalars it reports beside the loss.
+    """
+
+    classifies: ClassVar[bool] = True
+    needs_teacher: ClassVar[bool] = False
+    parts: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def needs_teacher_centers(self) -> bool:
+        """Whether `GlobalBatch.teacher_centers` must be there."""
+        return False
+
+    def __call__(self, batch: GlobalBatch) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """Returns the scalar loss of the global batch, and its reported parts."""
+        raise NotImplementedError(f"{type(self).__name__} must say its loss")
+
+
+class Learner(tf.keras.Model):
+    """Trains a student on an objective over the global batch, with coupled L2.
+
+    Every replica gathers the outputs of all replicas, computes the same global loss and divides
+    it by the number of replicas; the optimizer sums the gradients over replicas. Gathering is
+    differentiable, so the sum is the gradient of the global loss: one device and several take
+    the same step.
+    """
+
+    def __init__(
+        self,
+        student: tf.keras.Model,
+        objective: Objective,
+        teacher: tf.keras.Model | None = None,
+        teacher_centers: tf.Tensor | None = None,
+        weight_decay: float = 0.0,
+        steps_per_epoch: int = 1,
+    ):
+        """Puts the pieces together.
+
+        Args:
+            student: network with named outputs; all its weights train.
+            objective: what to minimise.
+            teacher: network with named outputs; frozen, in inference mode.
+            teacher_centers: [C, d_T], for objectives that ask for them.
+            weight_decay: λ of the penalty ½·λ·‖w‖² on all trainable weights; coupled, that is,
+                part of the gradient that momentum accumulates, as in torch's SGD.
+            steps_per_epoch: turns the optimizer's step count into epochs.
+        """
+        super().__init__()
+        self.student = student
+        self.objective = objective
+        self.teacher = teacher
+        self.teacher_centers = teacher_centers
+        self.weight_decay = weight_decay
+        self.steps_per_epoch = steps_per_epoch
+        if teacher is not None:
+            teacher.trainable = False
+        names = ("loss", *objective.parts, "weight_penalty")
+        self.means = {name: tf.keras.metrics.Mean(name=name) for name in names}
+
+    @property
+    def metrics(self) -> list[tf.keras.metrics.Metric]:
+        """The running means, which Keras resets at every epoch."""
+        return list(self.means.values())
+
+    def call(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
+        """Returns the student's outputs."""
+        return self.student(images, training=training)
+
+    def global_batch(
+        self, images: tf.Tensor, labels: tf.Tensor, training: bool
+    ) -> GlobalBatch:
+        """Runs the networks on this replica's images and gathers the outputs of all replicas.
+
+        Args:
+            images: [b, S, S, 3] float32, this replica's share.
+            labels: [b] int32.
+            training: mode of the student's batch norm.
+
+        Returns:
+            The batch as all replicas together see it, B = Σ b.
+        """
+        student = {name: _gather(x) for name, x in self.student(images, training).items()}
+        teacher = None
+        if self.objective.needs_teacher:
+            outputs = self.teacher(images, training=False)
+            teacher = {name: tf.stop_gradient(_gather(x)) for name, x in outputs.items()}
+        epoch = tf.cast(self.optimizer.iterations // self.steps_per_epoch, tf.float32)
+        return GlobalBatch(_gather(labels), student, teacher, self.teacher_centers, epoch)
+
+    def train_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Takes one optimizer step on this replica's (images [b, S, S, 3], labels [b])."""
+        images, labels = data
+        weights = self.student.trainable_variables
+        with tf.GradientTape() as tape:
+            loss, parts = self.objective(self.global_batch(images, labels, training=True))
+            # ½·λ·‖w‖²: tf.nn.l2_loss holds the half.
+            penalty = self.weight_decay * tf.add_n(
+                [tf.nn.l2_loss(tf.cast(weight, tf.float32)) for weight in weights]
+            )
+            replicas = tf.distribute.get_strategy().num_replicas_in_sync
+            replica_loss = (loss + penalty) / replicas
+        self.optimizer.minimize(replica_loss, weights, tape=tape)
+        for name, value in {"loss": loss, **parts, "weight_penalty": penalty}.items():
+            self.means[name].update_state(value)
+        return {name: mean.result() for name, mean in self.means.items()}
+
+
+def _gather(x: tf.Tensor) -> tf.Tensor:
+    """Concatenates a [b, …] tensor of every replica to [B, …], in the order of replicas."""
+    if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+        return x
+    return tf.distribute.get_replica_context().all_gather(x, axis=0)

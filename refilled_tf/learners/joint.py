@@ -1,0 +1,46 @@
+"""REFILLED^γ: both stages in one (Eq. 9)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import gin
+import tensorflow as tf
+
+from refilled_tf.learners.base import GlobalBatch, Objective
+from refilled_tf.learners.local import LocalDistillation
+from refilled_tf.learners.relationship import RelationshipMatching
+
+
+@gin.register
+@dataclasses.dataclass(frozen=True)
+class JointDistillation(Objective):
+    """γ · relationship matching + cross-entropy + w_e · local KL.
+
+    Attributes:
+        gamma: weight of the whole stage-1 loss.
+        relationship: the stage-1 objective.
+        local: the stage-2 objective.
+    """
+
+    needs_teacher: ClassVar[bool] = True
+    parts: ClassVar[tuple[str, ...]] = RelationshipMatching.parts + LocalDistillation.parts
+
+    relationship: RelationshipMatching
+    local: LocalDistillation
+    gamma: float = 0.1
+
+    @property
+    def needs_teacher_centers(self) -> bool:
+        """As the stage-2 objective says."""
+        return self.local.needs_teacher_centers
+
+    def __call__(self, batch: GlobalBatch) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """Returns the sum and the parts of both."""
+        embedding_loss, embedding_parts = self.relationship(batch)
+        classifier_loss, classifier_parts = self.local(batch)
+        return self.gamma * embedding_loss + classifier_loss, {
+            **embedding_parts,
+            **classifier_parts,
+        }

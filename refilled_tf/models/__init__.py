@@ -1,0 +1,1 @@
+"""Networks: images to embeddings, and the classifier on top."""

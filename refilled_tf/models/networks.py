@@ -1,0 +1,78 @@
+"""Backbones as networks with named outputs, and the classifier on top of them.
+
+Every network takes images in [0, 255] and returns a dict: "embedding" [B, d], and "logits"
+[B, C] where it classifies, both float32 whatever precision the layers compute in. Networks are
+plain functional Keras models of standard layers: whoever has a saved file needs Keras alone.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import tensorflow as tf
+
+from refilled_tf.errors import require
+
+
+class Backbone(Protocol):
+    """Builds an embedding network from images of a given size."""
+
+    def build(self, image_size: int) -> tf.keras.Model:
+        """Returns a functional model: images [B, S, S, 3] to embeddings [B, d]."""
+
+
+def embedding_network(backbone: Backbone, image_size: int) -> tf.keras.Model:
+    """Returns φ: images to {"embedding"}."""
+    images, embedding = _ends(backbone, image_size)
+    return tf.keras.Model(images, {"embedding": embedding}, name="embedding_network")
+
+
+def classifier(backbone: Backbone, image_size: int, num_classes: int) -> tf.keras.Model:
+    """Returns f = Wᵀφ + b: images to {"embedding", "logits"}."""
+    images, embedding = _ends(backbone, image_size)
+    logits = tf.keras.layers.Dense(num_classes, name="logits", dtype="float32")(embedding)
+    return tf.keras.Model(
+        images, {"embedding": embedding, "logits": logits}, name="classifier"
+    )
+
+
+def _ends(backbone: Backbone, image_size: int):
+    network = backbone.build(image_size)
+    # Distances lose their meaning in half precision: the embedding leaves as float32.
+    to_float32 = tf.keras.layers.Activation("linear", dtype="float32", name="embedding")
+    return network.input, to_float32(network.output)
+
+
+def copy_embedding_weights(source: tf.keras.Model, target: tf.keras.Model) -> None:
+    """Copies the weights of all layers but the top one, which stays fresh.
+
+    Raises:
+        InputError: the networks are of another kind or width.
+    """
+    weights = {layer.name: layer.get_weights() for layer in source.layers}
+    for layer in target.layers:
+        if layer.name == "logits" or not layer.weights:
+            continue
+        shapes = [w.shape for w in weights.get(layer.name, [])]
+        wanted = [tuple(w.shape) for w in layer.weights]
+        require(
+            shapes == wanted,
+            f"layer {layer.name!r} has weights {wanted}, but {shapes} in the stage to start "
+            "from; both stages need the same backbone",
+        )
+        layer.set_weights(weights[layer.name])
+
+
+def outputs_of(network: tf.keras.Model, batches) -> dict[str, np.ndarray]:
+    """Runs a network in inference mode over batches of images.
+
+    Args:
+        network: with named outputs.
+        batches: iterable of [b, S, S, 3] float32.
+
+    Returns:
+        For each output name the [N, …] array of all batches.
+    """
+    parts = [network(tf.constant(images), training=False) for images in batches]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

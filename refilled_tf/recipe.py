@@ -1,0 +1,108 @@
+"""How long and how fast to train: the optimizer's settings."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import gin
+import tensorflow as tf
+
+from refilled_tf.errors import require
+
+
+@gin.register
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """SGD with momentum, coupled L2 and a step schedule. The defaults are the paper's.
+
+    Attributes:
+        epochs: length of one cycle of the schedule.
+        cycles: how often the schedule is run through; 2 for the control that trains as long as
+            both stages together.
+        batch_size: B, of the global batch.
+        classes_per_batch: P for class-balanced batches of P classes × B/P images; None for
+            plain shuffling.
+        learning_rate: at the start of a cycle.
+        milestones: shares of a cycle's epochs after which the rate drops, ascending.
+        decay_factor: what the rate is multiplied with at a milestone.
+        momentum: of SGD.
+        nesterov: whether the momentum is Nesterov's.
+        weight_decay: λ of ½·λ·‖w‖².
+        precision: "float32", "mixed_float16" or "mixed_bfloat16". Distances and losses are
+            computed in float32 in any case.
+    """
+
+    epochs: int = 200
+    cycles: int = 1
+    batch_size: int = 128
+    classes_per_batch: int | None = None
+    learning_rate: float = 0.1
+    milestones: tuple[float, ...] = (0.25, 0.5, 0.75)
+    decay_factor: float = 0.2
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4
+    precision: str = "float32"
+
+    def __post_init__(self):
+        object.__setattr__(self, "milestones", tuple(self.milestones))
+        for name in ("epochs", "cycles", "batch_size"):
+            value = getattr(self, name)
+            require(
+                isinstance(value, int) and value >= 1,
+                f"Recipe.{name}={value} must be a whole number of at least 1",
+            )
+        require(
+            self.learning_rate > 0, f"Recipe.learning_rate={self.learning_rate} must be > 0"
+        )
+        require(
+            0 <= self.momentum < 1, f"Recipe.momentum={self.momentum} must lie in [0, 1)"
+        )
+        require(
+            self.weight_decay >= 0, f"Recipe.weight_decay={self.weight_decay} must be ≥ 0"
+        )
+        require(
+            all(0 < m < 1 for m in self.milestones)
+            and list(self.milestones) == sorted(self.milestones),
+            f"Recipe.milestones={self.milestones} must be ascending shares between 0 and 1",
+        )
+        accepted = ("float32", "mixed_float16", "mixed_bfloat16")
+        require(
+            self.precision in accepted,
+            f"Recipe.precision={self.precision!r} must be one of {', '.join(accepted)}",
+        )
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs of all cycles."""
+        return self.epochs * self.cycles
+
+    def optimizer(self, steps_per_epoch: int) -> tf.keras.optimizers.Optimizer:
+        """Builds SGD on this recipe's schedule, wrapped for loss scaling where float16 needs it.
+
+        The L2 penalty belongs to the loss: neither Keras's `weight_decay` nor SGDW is coupled.
+        """
+        optimizer = tf.keras.optimizers.SGD(
+            self.learning_rates(steps_per_epoch), self.momentum, self.nesterov
+        )
+        if self.precision == "mixed_float16":
+            return tf.keras.mixed_precision.LossScaleOptimizer(optimizer)
+        return optimizer
+
+    def learning_rates(
+        self, steps_per_epoch: int
+    ) -> tf.keras.optimizers.schedules.LearningRateSchedule:
+        """Returns the rate as a function of the step.
+
+        A milestone takes effect with the first step of its epoch, round(share · epochs).
+        """
+        boundaries, values = [], []
+        for cycle in range(self.cycles):
+            for drop, share in enumerate((0.0, *self.milestones)):
+                epoch = cycle * self.epochs + round(share * self.epochs)
+                boundaries.append(epoch * steps_per_epoch - 1)
+                values.append(self.learning_rate * self.decay_factor**drop)
+        # A boundary is the last step of the rate before it; the first one lies before step 0.
+        return tf.keras.optimizers.schedules.PiecewiseConstantDecay(
+            boundaries, [self.learning_rate, *values]
+        )

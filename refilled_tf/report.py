@@ -1,0 +1,105 @@
+"""Results as a person reads them: a table and a confusion matrix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from sklearn.metrics import confusion_matrix
+
+from refilled_tf import storage
+
+matplotlib.use("agg")
+
+import matplotlib.pyplot as plt  # noqa: E402  (after the choice of a backend without a screen)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Formats the rows of results.json.
+
+    Args:
+        rows: as `experiment.run` returns them.
+
+    Returns:
+        A Markdown table: accuracies in percent, the stage-1 embedding's NCM, 1NN, Recall@1 and
+        NMI (of the embedding a method starts from), time of the row and with its parents.
+    """
+    header = ("Method", "α", "Accuracy", "NCM", "1NN", "R@1", "NMI", "Seconds", "with parents")
+    lines = [header]
+    for row in rows:
+        quality = row["embedding"] or {}
+        lines.append(
+            (
+                row["method"],
+                "" if row["width"] is None else f"{row['width']:g}",
+                _percent(row["accuracy"]),
+                *(_percent(quality.get(name)) for name in ("ncm", "1nn", "recall@1", "nmi")),
+                f"{row['seconds']:.0f}",
+                f"{row['seconds_with_parents']:.0f}",
+            )
+        )
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    rule = tuple("-" * (w - 1) + ":" if i else "-" * w for i, w in enumerate(widths))
+
+    def joined(line):
+        cells = (c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths)))
+        return f"| {' | '.join(cells)} |"
+
+    return "\n".join(joined(line) for line in [header, rule, *lines[1:]])
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.2f}"
+
+
+def per_class_accuracy(labels: np.ndarray, predictions: np.ndarray, class_names) -> str:
+    """Formats the accuracy of every class, worst first.
+
+    Args:
+        labels: [N] int.
+        predictions: [N] int.
+        class_names: of length C.
+
+    Returns:
+        One line a class: accuracy, right of how many, name, most frequent mistake.
+    """
+    matrix = confusion_matrix(labels, predictions, labels=range(len(class_names)))
+    right, total = np.diag(matrix), matrix.sum(axis=1)
+    mistakes = matrix - np.diag(right)
+    lines = []
+    for c in np.argsort(right / np.maximum(total, 1), kind="stable"):
+        worst = int(mistakes[c].argmax())
+        taken = f"  mostly taken for {class_names[worst]}" if mistakes[c, worst] else ""
+        share = 100 * right[c] / max(total[c], 1)
+        lines.append(f"{share:6.1f}%  {right[c]:3d}/{total[c]:<3d}  {class_names[c]}{taken}")
+    return "\n".join(lines)
+
+
+def save_confusion_matrix(
+    path: Path, labels: np.ndarray, predictions: np.ndarray, class_names, title: str
+) -> None:
+    """Draws the confusion matrix, rows normalised to the true class's images, as a PNG.
+
+    Args:
+        path: of the picture.
+        labels: [N] int.
+        predictions: [N] int.
+        class_names: of length C.
+        title: above the picture.
+    """
+    count = len(class_names)
+    matrix = confusion_matrix(labels, predictions, labels=range(count), normalize="true")
+    side = max(4.5, 0.2 * count + 2.5)
+    figure, axes = plt.subplots(figsize=(side, side), layout="constrained")
+    picture = axes.imshow(100 * matrix, cmap="Blues", vmin=0, vmax=100)
+    axes.set_xticks(range(count), class_names, rotation=90, fontsize=7)
+    axes.set_yticks(range(count), class_names, fontsize=7)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    axes.set_title(title, fontsize=9)
+    figure.colorbar(picture, label="% of the true class's images", shrink=0.7)
+    with storage.replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+    plt.close(figure)

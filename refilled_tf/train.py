@@ -1,0 +1,83 @@
+"""Trains and compares: python -m refilled_tf.train --gin_file=gin/quickstart.gin.
+
+Parses flags and gin files, builds the experiment, runs it and prints the table.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import tensorflow as tf
+from absl import app, flags
+
+from refilled_tf import config, experiment, report, storage
+from refilled_tf.errors import InputError, require
+from refilled_tf.stage import Run
+
+FLAGS = flags.FLAGS
+flags.DEFINE_multi_string("gin_file", [], "A gin file; repeated ones are applied in order.")
+flags.DEFINE_multi_string("gin_param", [], "A single setting, such as 'Recipe.epochs = 10'.")
+flags.DEFINE_string("work_dir", None, "Where results go; runs/<first gin file's name> if unset.")
+flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS datasets; TFDS's own if unset.")
+
+
+def main(argv: list[str]) -> None:
+    """Runs the experiment that the flags describe."""
+    require(len(argv) == 1, f"unexpected argument {argv[1:]}; every option is a --flag")
+    require(bool(FLAGS.gin_file), "--gin_file is missing, such as --gin_file=gin/quickstart.gin")
+    spec = config.load_experiment(FLAGS.gin_file, FLAGS.gin_param)
+    work_dir = Path(FLAGS.work_dir or Path("runs") / Path(FLAGS.gin_file[0]).stem)
+    check_work_dir(work_dir)
+    if spec.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    where = Run(work_dir, FLAGS.data_dir, experiment.make_strategy(spec.strategy))
+    facts = {
+        "experiment": [str(path) for path in FLAGS.gin_file],
+        "command": shlex.join([Path(sys.executable).name, "-m", "refilled_tf.train", *sys.argv[1:]]),
+        "replicas": where.strategy.num_replicas_in_sync,
+        "versions": {name: metadata.version(name) for name in ("tensorflow", "keras-cv")},
+    }
+    if where.is_chief:
+        storage.write_text(work_dir / config.OPERATIVE, config.operative_config())
+    results = experiment.run(spec, where, facts)
+    if where.is_chief:
+        print(f"\n{report.table(results['rows'])}\n")
+        print(f"Results: {work_dir / 'results.json'}; curves: tensorboard --logdir {work_dir}")
+
+
+def check_work_dir(work_dir: Path) -> None:
+    """Refuses a place that is not a folder, or a folder with other things in it.
+
+    Raises:
+        InputError: naming the place.
+    """
+    require(
+        not work_dir.exists() or work_dir.is_dir(), f"--work_dir={work_dir} is not a folder"
+    )
+    require(
+        not work_dir.is_dir()
+        or not any(work_dir.iterdir())
+        or (work_dir / config.OPERATIVE).is_file(),
+        f"--work_dir={work_dir} holds other things than an experiment's results; take an empty "
+        "or a new folder",
+    )
+
+
+def run_main(main_function) -> None:
+    """Runs an entry point; bad input ends in one line and exit status 1, without a traceback."""
+
+    def guarded(argv: list[str]) -> None:
+        try:
+            main_function(argv)
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+
+    app.run(guarded)
+
+
+if __name__ == "__main__":
+    run_main(main)
