@@ -11,9 +11,9 @@ theirs mines and takes the hinge.
 Each measurement runs in a process of its own, because the peak of a process's memory never
 falls. What is printed is that peak minus the memory in use before the first call, when the
 libraries are loaded and the inputs made; it thus includes tracing. The time is the median of
-up to `--repeats` calls after that first one, fewer where they are slow. A process may not use more address space than
-`--memory_limit_gb` allows, so that a method which needs more fails by itself instead of
-taking the machine with it.
+up to `--repeats` calls after that first one, fewer where they are slow. A process may not use
+more address space than `--memory_limit_gb` allows, so that a method which needs more fails by
+itself instead of taking the machine with it.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import gin
+from absl import logging
 
 from refilled_tf import experiment as experiments
 
@@ -15,6 +16,7 @@ from refilled_tf.data import sources, splits, task  # noqa: F401
 from refilled_tf.errors import InputError, require
 from refilled_tf.learners import cross_entropy, joint, local, relationship, rkd  # noqa: F401
 from refilled_tf.models import mobilenet  # noqa: F401
+from refilled_tf.quiet import absl_verbosity
 
 GIN_FOLDER = Path(__file__).resolve().parent.parent / "gin"
 OPERATIVE = "operative_config.gin"
@@ -47,7 +49,9 @@ def load_experiment(
         )
     gin.clear_config()
     try:
-        gin.parse_config_files_and_bindings([str(path) for path in files], list(params))
+        # gin logs an error for every folder of the search path that lacks an include.
+        with absl_verbosity(logging.FATAL):
+            gin.parse_config_files_and_bindings([str(path) for path in files], list(params))
         built = gin.get_configurable(experiments.Experiment)()
     except (ValueError, TypeError, SyntaxError, OSError, RuntimeError, InputError) as error:
         # gin appends where the error happened on further lines; the first one says what.
@@ -61,6 +65,17 @@ def load_experiment(
             f"--gin_param={param!r} has no effect: no part of this experiment has {name!r}",
         )
     return built
+
+
+def load_work_dir(work_dir: Path) -> experiments.Experiment:
+    """Loads the experiment that a training has left its settings of.
+
+    Raises:
+        InputError: the folder is not a training's.
+    """
+    path = work_dir / OPERATIVE
+    require(path.is_file(), f"--work_dir={work_dir} is not the folder of a training: no {path}")
+    return load_experiment([path])
 
 
 def operative_config() -> str:

@@ -11,10 +11,11 @@ from importlib import metadata
 from pathlib import Path
 
 import tensorflow as tf
-from absl import app, flags
+from absl import flags
 
 from refilled_tf import config, experiment, report, storage
-from refilled_tf.errors import InputError, require
+from refilled_tf.entry import run_main
+from refilled_tf.errors import require
 from refilled_tf.stage import Run
 
 FLAGS = flags.FLAGS
@@ -64,19 +65,6 @@ def check_work_dir(work_dir: Path) -> None:
         f"--work_dir={work_dir} holds other things than an experiment's results; take an empty "
         "or a new folder",
     )
-
-
-def run_main(main_function) -> None:
-    """Runs an entry point; bad input ends in one line and exit status 1, without a traceback."""
-
-    def guarded(argv: list[str]) -> None:
-        try:
-            main_function(argv)
-        except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(1)
-
-    app.run(guarded)
 
 
 if __name__ == "__main__":

@@ -63,14 +63,21 @@ def _fake_python(path, version):
     path.chmod(0o755)
 
 
-def test_find_python_refuses_a_too_new_python(tmp_path):
-    _fake_python(tmp_path / "python3", "3.13.1")
+@pytest.mark.parametrize("version", ["3.10.0", "3.11.9"])
+def test_find_python_accepts_what_the_pins_install_on(tmp_path, version):
+    _fake_python(tmp_path / "python3", version)
+    assert _find_python(tmp_path).stdout == f"{tmp_path}/python3\n"
+
+
+@pytest.mark.parametrize("version", ["3.1.5", "3.9.18", "3.12.0", "3.13.1"])
+def test_find_python_refuses_any_other_version(tmp_path, version):
+    _fake_python(tmp_path / "python3", version)
     run = _find_python(tmp_path)
 
     assert run.returncode != 0
     assert run.stdout == ""
-    assert f"{tmp_path}/python3: 3.13.1" in run.stderr
-    assert "Python 3.11 is needed" in run.stderr
+    assert f"{tmp_path}/python3: {version}" in run.stderr
+    assert "Python 3.10 or 3.11 is needed" in run.stderr
 
 
 def test_find_python_passes_over_what_does_not_fit(tmp_path):
@@ -81,8 +88,8 @@ def test_find_python_passes_over_what_does_not_fit(tmp_path):
 
 def test_find_python_takes_only_the_python_it_is_told(tmp_path):
     _fake_python(tmp_path / "python3.11", "3.11.9")
-    _fake_python(tmp_path / "other", "3.10.2")
+    _fake_python(tmp_path / "other", "3.9.2")
     run = _find_python(tmp_path, PYTHON=str(tmp_path / "other"))
 
     assert run.returncode != 0
-    assert "other: 3.10.2" in run.stderr
+    assert "other: 3.9.2" in run.stderr

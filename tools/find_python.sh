@@ -3,9 +3,9 @@
 # PYTHON=... replaces the search. Only bash builtins, so that any PATH will do.
 set -euo pipefail
 
-# TensorFlow 2.15 has wheels for 3.9 to 3.11, but scikit-learn and matplotlib as pinned ask for
-# 3.11 or later. The older ones are looked up all the same, so that the message names them.
-accepted=3.11
+# TensorFlow 2.15 has wheels for 3.9 to 3.11, but tensorflow-datasets as pinned asks for 3.10 or
+# later. 3.9 is looked up all the same, so that the message names it.
+accepted='3.10 or 3.11'
 
 if [[ -n ${PYTHON:-} ]]; then
   names=("$PYTHON")
@@ -19,7 +19,7 @@ for name in "${names[@]}"; do
     # Being on PATH is not enough: a pyenv shim may stand for a version that is not active.
     version=$("$path" -c 'import platform; print(platform.python_version())' 2>&1) ||
       version="does not run"
-    if [[ $version != "$accepted".* ]]; then
+    if [[ $version != 3.1[01].* ]]; then
       found+=("$path: $version")
     elif ! "$path" -c 'import ensurepip, venv' >/dev/null 2>&1; then
       found+=("$path: $version without the venv module")
@@ -38,6 +38,6 @@ done
   else
     echo "Found none as: ${names[*]}."
   fi
-  echo "Install Python $accepted, or name one: make PYTHON=/path/to/python$accepted ..."
+  echo "Install Python $accepted, or name one: make PYTHON=/path/to/python3.11 ..."
 } >&2
 exit 1

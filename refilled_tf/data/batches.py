@@ -110,7 +110,7 @@ def training_batches(
 
     def augment(rows, step, start):
         uniform = tf.random.stateless_uniform((batch_size, 3), seed=tf.stack([seed, step]))
-        uniform = uniform[start : start + per_replica]
+        uniform = tf.slice(uniform, (start, 0), (per_replica, 3))
         batch = tf.cast(tf.gather(images, rows), tf.float32)
         batch = tf.pad(batch, ((0, 0), (data.pad,) * 2, (data.pad,) * 2, (0, 0)))
         offsets = {"tops": uniform[:, :1], "lefts": uniform[:, 1:2]}

@@ -7,7 +7,6 @@ a cross-task student has few images, and decoding a JPEG costs more than a Mobil
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 from typing import NamedTuple, Protocol
@@ -20,6 +19,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from refilled_tf.errors import InputError, require
+from refilled_tf.quiet import absl_verbosity
 
 
 class Index(NamedTuple):
@@ -171,7 +171,8 @@ class TfdsSource:
             )
             return tfds.folder_dataset.ImageFolder(self.folder)
         try:
-            with _only_errors_logged():
+            # TFDS warns of every folder it looks into; the error below says it all.
+            with absl_verbosity(logging.ERROR):
                 builder = tfds.builder(self.name, data_dir=data_dir)
                 prepared = builder.is_prepared()
         except tfds.core.DatasetNotFoundError as error:
@@ -191,19 +192,9 @@ class TfdsSource:
             split in builder.info.splits,
             f"{builder.name} has no split {split!r}; it has {', '.join(builder.info.splits)}",
         )
-        with _only_errors_logged():
+        # TFDS warns of a deprecated call of its own.
+        with absl_verbosity(logging.ERROR):
             return builder.as_dataset(split=split, decoders=decoders, shuffle_files=False)
-
-
-@contextlib.contextmanager
-def _only_errors_logged():
-    """Mutes TFDS's warnings about folders it looks into and about its own deprecated calls."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
 
 
 def decode_image(encoded: tf.Tensor, box: tf.Tensor | None, size: int) -> tf.Tensor:

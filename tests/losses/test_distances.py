@@ -92,6 +92,19 @@ def test_coincident_points_are_at_exactly_zero_with_zero_gradient(batch, width):
     np.testing.assert_array_equal(_gradient(pairwise_distances, x, upstream), 0.0)
 
 
+def test_the_resolution_is_a_thousandth():
+    # 32 points of length about sqrt(64) = 8, each with a neighbour at a relative distance of
+    # 1e-5, where a Gram matrix in float32 holds only rounding, or of 1e-2, where it holds the
+    # distance.
+    rng = np.random.default_rng(3)
+    x, step = rng.normal(size=(2, 32, 64))
+    for relative in (1e-5, 1e-2):
+        both = tf.constant(np.concatenate([x, x + relative * step]), tf.float32)
+        neighbours = np.diag(pairwise_distances(both).numpy()[:32, 32:])
+        expected = np.zeros(32) if relative < 1e-3 else relative * np.linalg.norm(step, axis=1)
+        np.testing.assert_allclose(neighbours, expected, rtol=0.02)
+
+
 @pytest.mark.parametrize("batch", [1, 2, 33])
 @pytest.mark.parametrize("value", [0.0, 0.1, 1e4])
 def test_identical_points_are_all_at_zero(batch, value):

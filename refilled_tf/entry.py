@@ -1,0 +1,29 @@
+"""How every command starts and how it ends on bad input."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import tensorflow as tf
+from absl import app, logging
+
+from refilled_tf.errors import InputError
+
+
+def run_main(main: Callable[[list[str]], None]) -> None:
+    """Parses flags and runs an entry point.
+
+    Bad input ends in one line on stderr and exit status 1, without a traceback.
+    """
+
+    def guarded(argv: list[str]) -> None:
+        logging.set_verbosity(logging.WARNING)
+        tf.get_logger().setLevel("ERROR")
+        try:
+            main(argv)
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+
+    app.run(guarded)

@@ -1,0 +1,73 @@
+"""Scores stages again from disk: python -m refilled_tf.evaluate --work_dir=runs/quickstart.
+
+Reads the operative config that the training left in its work_dir, so nothing else is needed.
+Prints per-class accuracy and draws a confusion matrix for every classifier.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from absl import flags
+
+from refilled_tf import config, report, stage
+from refilled_tf.data import batches, task
+from refilled_tf.entry import run_main
+from refilled_tf.errors import require
+from refilled_tf.models import networks
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("work_dir", None, "The folder of a training.", required=True)
+flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS datasets; TFDS's own if unset.")
+flags.DEFINE_multi_string("stage", [], "Stages to score; all finished ones if unset.")
+
+
+def main(argv: list[str]) -> None:
+    """Scores the stages that the flags name."""
+    work_dir = Path(FLAGS.work_dir)
+    spec = config.load_work_dir(work_dir)
+    where = stage.Run(work_dir, FLAGS.data_dir, tf.distribute.get_strategy())
+    known = {each.name: each for each in spec.stages()}
+    unknown = [name for name in FLAGS.stage if name not in known]
+    require(not unknown, f"--stage={unknown} is not a stage here; there are {', '.join(known)}")
+    finished = [n for n in known if (where.folder(known[n]) / "result.json").exists()]
+    chosen = FLAGS.stage or finished
+    require(bool(chosen), f"{work_dir} has no finished stage")
+    for name in chosen:
+        evaluate(known[name], where)
+
+
+def evaluate(each: stage.Stage, where: stage.Run) -> None:
+    """Prints a stage's scores and, for a classifier, saves its confusion matrix beside it.
+
+    Args:
+        each: a finished stage.
+        where: its folders.
+
+    Raises:
+        InputError: the stage is unfinished, unreadable or made by other settings.
+    """
+    stage.check_folder(each, where)
+    network = stage.load_network(each, where)
+    data = task.load(each.task, where.data_dir)
+    scores = stage.score(each, network, data)
+    print(f"\n== {each.name}: {each.method}, {scores['images']} {scores['scored_on']} images")
+    if "embedding" in scores:
+        print("  ".join(f"{name} {100 * x:.2f}" for name, x in scores["embedding"].items()))
+        return
+    images = batches.scoring_batches(data.test, each.task.data.image_size)
+    predictions = np.argmax(networks.outputs_of(network, images)["logits"], axis=-1)
+    print(f"accuracy {100 * scores['accuracy']:.2f}")
+    print(report.per_class_accuracy(data.test.labels, predictions, data.class_names))
+    picture = where.folder(each) / "confusion.png"
+    title = f"{each.method}: {100 * scores['accuracy']:.2f} % of {scores['images']} images"
+    report.save_confusion_matrix(
+        picture, data.test.labels, predictions, data.class_names, title
+    )
+    print(f"confusion matrix: {picture}")
+
+
+if __name__ == "__main__":
+    run_main(main)
