@@ -63,9 +63,7 @@ def evaluate(each: stage.Stage, where: stage.Run) -> None:
     print(report.per_class_accuracy(data.test.labels, predictions, data.class_names))
     picture = where.folder(each) / "confusion.png"
     title = f"{each.method}: {100 * scores['accuracy']:.2f} % of {scores['images']} images"
-    report.save_confusion_matrix(
-        picture, data.test.labels, predictions, data.class_names, title
-    )
+    report.save_confusion_matrix(picture, data.test.labels, predictions, data.class_names, title)
     print(f"confusion matrix: {picture}")
 
 

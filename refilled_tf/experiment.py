@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator
-from typing import Any, Union
+from typing import Any
 
 import gin
 import tensorflow as tf
@@ -21,7 +21,7 @@ from refilled_tf.evaluation.probes import Probe
 from refilled_tf.stage import Run, Stage
 
 RESULTS_SCHEMA = 1
-Row = Union[Stage, Probe]
+Row = Stage | Probe
 
 
 @gin.register

@@ -52,15 +52,9 @@ class Recipe:
                 isinstance(value, int) and value >= 1,
                 f"Recipe.{name}={value} must be a whole number of at least 1",
             )
-        require(
-            self.learning_rate > 0, f"Recipe.learning_rate={self.learning_rate} must be > 0"
-        )
-        require(
-            0 <= self.momentum < 1, f"Recipe.momentum={self.momentum} must lie in [0, 1)"
-        )
-        require(
-            self.weight_decay >= 0, f"Recipe.weight_decay={self.weight_decay} must be ≥ 0"
-        )
+        require(self.learning_rate > 0, f"Recipe.learning_rate={self.learning_rate} must be > 0")
+        require(0 <= self.momentum < 1, f"Recipe.momentum={self.momentum} must lie in [0, 1)")
+        require(self.weight_decay >= 0, f"Recipe.weight_decay={self.weight_decay} must be ≥ 0")
         require(
             all(0 < m < 1 for m in self.milestones)
             and list(self.milestones) == sorted(self.milestones),

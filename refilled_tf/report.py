@@ -13,7 +13,7 @@ from refilled_tf import storage
 
 matplotlib.use("agg")
 
-import matplotlib.pyplot as plt  # noqa: E402  (after the choice of a backend without a screen)
+import matplotlib.pyplot as plt
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -44,7 +44,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     rule = tuple("-" * (w - 1) + ":" if i else "-" * w for i, w in enumerate(widths))
 
     def joined(line):
-        cells = (c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths)))
+        name, *numbers = line
+        cells = [name.ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True)]
         return f"| {' | '.join(cells)} |"
 
     return "\n".join(joined(line) for line in [header, rule, *lines[1:]])

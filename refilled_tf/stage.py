@@ -1,10 +1,10 @@
 """One stage: a network trained on one task with one objective, in a folder of its own.
 
-    FOLDER/stage.json     what made it: every setting that matters, and its parents' digests
-    FOLDER/checkpoints/   the last finished epochs, while it trains
-    FOLDER/logs/          TensorBoard
-    FOLDER/model.keras    the trained network; plain Keras
-    FOLDER/result.json    scores and cost; written last, so it marks the stage as finished
+FOLDER/stage.json     what made it: every setting that matters, and its parents' digests
+FOLDER/checkpoints/   the last finished epochs, while it trains
+FOLDER/logs/          TensorBoard
+FOLDER/model.keras    the trained network; plain Keras
+FOLDER/result.json    scores and cost; written last, so it marks the stage as finished
 """
 
 from __future__ import annotations
@@ -259,7 +259,10 @@ def score(stage: Stage, network: tf.keras.Model, data: TaskData) -> dict[str, An
 
 def count_parameters(network: tf.keras.Model) -> dict[str, int]:
     """Returns the numbers of trainable weights and of batch-norm statistics."""
-    count = {"trainable": network.trainable_weights, "batch_norm": network.non_trainable_weights}
+    count = {
+        "trainable": network.trainable_weights,
+        "batch_norm": network.non_trainable_weights,
+    }
     return {name: int(sum(np.prod(w.shape) for w in ws)) for name, ws in count.items()}
 
 
@@ -292,9 +295,7 @@ def _build(stage: Stage, run: Run, data: TaskData) -> tuple[Learner, int]:
             centers, _ = class_centers(
                 outputs["embedding"], data.train.labels, len(data.class_names)
             )
-        learner = Learner(
-            student, stage.objective, teacher, centers, recipe.weight_decay, steps
-        )
+        learner = Learner(student, stage.objective, teacher, centers, recipe.weight_decay, steps)
         learner.compile(optimizer=recipe.optimizer(steps))
         learner.optimizer.build(student.trainable_variables)
     return learner, steps
@@ -322,9 +323,7 @@ def _callbacks(stage: Stage, run: Run, progress: _Progress) -> list:
     if not run.is_chief:
         return [progress]
     # A log file gets a line every half minute, a terminal a moving bar.
-    bar = TqdmCallback(
-        verbose=0, desc=stage.name, mininterval=0.2 if sys.stderr.isatty() else 30.0
-    )
+    bar = TqdmCallback(verbose=0, desc=stage.name, mininterval=0.2 if sys.stderr.isatty() else 30.0)
     board = tf.keras.callbacks.TensorBoard(
         run.folder(stage) / "logs", write_graph=False, profile_batch=0
     )

@@ -37,7 +37,9 @@ def main(argv: list[str]) -> None:
     where = Run(work_dir, FLAGS.data_dir, experiment.make_strategy(spec.strategy))
     facts = {
         "experiment": [str(path) for path in FLAGS.gin_file],
-        "command": shlex.join([Path(sys.executable).name, "-m", "refilled_tf.train", *sys.argv[1:]]),
+        "command": shlex.join(
+            [Path(sys.executable).name, "-m", "refilled_tf.train", *sys.argv[1:]]
+        ),
         "replicas": where.strategy.num_replicas_in_sync,
         "versions": {name: metadata.version(name) for name in ("tensorflow", "keras-cv")},
     }
@@ -55,9 +57,7 @@ def check_work_dir(work_dir: Path) -> None:
     Raises:
         InputError: naming the place.
     """
-    require(
-        not work_dir.exists() or work_dir.is_dir(), f"--work_dir={work_dir} is not a folder"
-    )
+    require(not work_dir.exists() or work_dir.is_dir(), f"--work_dir={work_dir} is not a folder")
     require(
         not work_dir.is_dir()
         or not any(work_dir.iterdir())

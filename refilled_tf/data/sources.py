@@ -121,7 +121,7 @@ class TfdsSource:
         labels = columns["label"].astype(np.int32)
         names = list(builder.info.features["label"].names)
         superclasses = None
-        first_rows = dict(zip(*np.unique(labels, return_index=True)))
+        first_rows = dict(zip(*np.unique(labels, return_index=True), strict=True))
         if self.class_name:
             for label, row in first_rows.items():
                 names[label] = columns[self.class_name][row].decode()

@@ -100,9 +100,7 @@ class Learner(tf.keras.Model):
         """Returns the student's outputs."""
         return self.student(images, training=training)
 
-    def global_batch(
-        self, images: tf.Tensor, labels: tf.Tensor, training: bool
-    ) -> GlobalBatch:
+    def global_batch(self, images: tf.Tensor, labels: tf.Tensor, training: bool) -> GlobalBatch:
         """Runs the networks on this replica's images and gathers the outputs of all replicas.
 
         Args:

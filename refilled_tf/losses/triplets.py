@@ -55,9 +55,7 @@ def positive_pairs(same: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.where(different), tf.int32)
 
 
-def semi_hard_triplets(
-    distances: tf.Tensor, labels: tf.Tensor, fallback: str = "skip"
-) -> Triplets:
+def semi_hard_triplets(distances: tf.Tensor, labels: tf.Tensor, fallback: str = "skip") -> Triplets:
     """Picks for each ordered positive pair the nearest impostor beyond the positive.
 
     For (i, j), i != j, y_i == y_j, that is the k with y_k != y_i and the smallest d(i, k) that
@@ -178,9 +176,7 @@ def triplet_kl(
     distances = pairwise_distances(student)
     anchor, positive, negative = semi_hard_triplets(distances, labels, fallback)
     # One gather for both sides of the gap: its gradient is a [B, B] Tensor, so one, not two.
-    index = tf.stack(
-        [tf.stack([anchor, negative], axis=1), tf.stack([anchor, positive], axis=1)]
-    )
+    index = tf.stack([tf.stack([anchor, negative], axis=1), tf.stack([anchor, positive], axis=1)])
 
     def logits(matrix: tf.Tensor, tau: float) -> tf.Tensor:
         to_negative, to_positive = tf.unstack(tf.gather_nd(matrix, index), num=2)

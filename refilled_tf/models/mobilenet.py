@@ -51,7 +51,11 @@ class MobileNet:
         images = tf.keras.Input((image_size, image_size, 3), name="images")
         scaled = tf.keras.layers.Rescaling(1 / 127.5, offset=-1, name="rescale")(images)
         template = tf.keras.applications.MobileNet(
-            input_tensor=scaled, alpha=self.width, include_top=False, weights=None, pooling="avg"
+            input_tensor=scaled,
+            alpha=self.width,
+            include_top=False,
+            weights=None,
+            pooling="avg",
         )
         return tf.keras.models.clone_model(
             template, input_tensors=images, clone_function=self._clone_layer

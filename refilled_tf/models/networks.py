@@ -32,9 +32,7 @@ def classifier(backbone: Backbone, image_size: int, num_classes: int) -> tf.kera
     """Returns f = Wᵀφ + b: images to {"embedding", "logits"}."""
     images, embedding = _ends(backbone, image_size)
     logits = tf.keras.layers.Dense(num_classes, name="logits", dtype="float32")(embedding)
-    return tf.keras.Model(
-        images, {"embedding": embedding, "logits": logits}, name="classifier"
-    )
+    return tf.keras.Model(images, {"embedding": embedding, "logits": logits}, name="classifier")
 
 
 def _ends(backbone: Backbone, image_size: int):
