@@ -83,6 +83,16 @@ def make_strategy(kind: str) -> tf.distribute.Strategy:
     return tf.distribute.MirroredStrategy([d.name for d in tf.config.list_logical_devices("CPU")])
 
 
+def check(experiment: Experiment, where: Run) -> None:
+    """Refuses what cannot be trained before anything is trained or written.
+
+    Raises:
+        InputError: see `stage.check`.
+    """
+    for stage in experiment.stages():
+        stages.check(stage, where)
+
+
 def run(experiment: Experiment, where: Run, facts: dict[str, Any]) -> dict[str, Any]:
     """Trains and scores every row.
 
@@ -97,8 +107,6 @@ def run(experiment: Experiment, where: Run, facts: dict[str, Any]) -> dict[str, 
     Raises:
         InputError: as `stage.train` says; rows finished so far stay in results.json.
     """
-    for stage in experiment.stages():
-        stages.check_folder(stage, where)
     finished: dict[str, dict[str, Any]] = {}
     results = {"schema": RESULTS_SCHEMA, **facts, "rows": []}
     for row in experiment.rows:

@@ -1,19 +1,18 @@
-"""Muting libraries that warn about what is reported properly elsewhere."""
+"""Muting libraries that log what is reported properly elsewhere."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
-
-from absl import logging
 
 
 @contextlib.contextmanager
-def absl_verbosity(level: int) -> Iterator[None]:
-    """Sets absl's verbosity, such as `absl.logging.ERROR`, for the length of a block."""
-    before = logging.get_verbosity()
-    logging.set_verbosity(level)
+def muted(level: int) -> Iterator[None]:
+    """Drops all log messages up to a level, such as `logging.WARNING`, within a block."""
+    before = logging.root.manager.disable
+    logging.disable(level)
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        logging.disable(before)

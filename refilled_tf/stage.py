@@ -28,7 +28,7 @@ from tqdm.keras import TqdmCallback
 
 from refilled_tf import storage
 from refilled_tf.data import batches
-from refilled_tf.data.task import Task, TaskData, load
+from refilled_tf.data.task import Task, TaskData, load, read_index, select
 from refilled_tf.errors import InputError, require
 from refilled_tf.evaluation.embedding import embedding_quality
 from refilled_tf.learners.base import Learner, Objective
@@ -140,6 +140,23 @@ class Run:
             tf.function(self.strategy.run)(
                 lambda: tf.distribute.get_replica_context().all_reduce("SUM", tf.ones(()))
             )
+
+
+def check(stage: Stage, run: Run) -> None:
+    """Refuses what cannot be trained, before anything is: folder, data, batches.
+
+    Raises:
+        InputError: naming the option, class or dataset at fault.
+    """
+    check_folder(stage, run)
+    recipe, replicas = stage.recipe, run.strategy.num_replicas_in_sync
+    require(
+        recipe.batch_size >= replicas and recipe.batch_size % replicas == 0,
+        f"Recipe.batch_size={recipe.batch_size} must be a multiple of the {replicas} replicas",
+    )
+    index = read_index(stage.task.data.source, run.data_dir)
+    labels = index.labels[select(stage.task, index).train]
+    batches.epoch_order(labels, recipe.batch_size, stage.seed, 0, recipe.classes_per_batch)
 
 
 def check_folder(stage: Stage, run: Run) -> None:
@@ -269,11 +286,6 @@ def count_parameters(network: tf.keras.Model) -> dict[str, int]:
 def _build(stage: Stage, run: Run, data: TaskData) -> tuple[Learner, int]:
     """Builds the learner in the strategy's scope; returns it and the steps of an epoch."""
     recipe, size = stage.recipe, stage.task.data.image_size
-    replicas = run.strategy.num_replicas_in_sync
-    require(
-        recipe.batch_size >= replicas and recipe.batch_size % replicas == 0,
-        f"Recipe.batch_size={recipe.batch_size} must be a multiple of the {replicas} replicas",
-    )
     order = batches.epoch_order(
         data.train.labels, recipe.batch_size, stage.seed, 0, recipe.classes_per_batch
     )

@@ -43,6 +43,7 @@ def main(argv: list[str]) -> None:
         "replicas": where.strategy.num_replicas_in_sync,
         "versions": {name: metadata.version(name) for name in ("tensorflow", "keras-cv")},
     }
+    experiment.check(spec, where)
     if where.is_chief:
         storage.write_text(work_dir / config.OPERATIVE, config.operative_config())
     results = experiment.run(spec, where, facts)

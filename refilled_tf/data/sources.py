@@ -8,6 +8,7 @@ a cross-task student has few images, and decoding a JPEG costs more than a Mobil
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from typing import NamedTuple, Protocol
 
@@ -16,10 +17,9 @@ import numpy as np
 import sklearn.datasets
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from absl import logging
 
 from refilled_tf.errors import InputError, require
-from refilled_tf.quiet import absl_verbosity
+from refilled_tf.quiet import muted
 
 
 class Index(NamedTuple):
@@ -105,10 +105,9 @@ class TfdsSource:
         """
         builder = self._builder(data_dir)
         facts = [self.key, "label", self.class_name, self.superclass]
-        decoders = tfds.decode.PartialDecoding({name: True for name in facts if name})
         columns, trains = {name: [] for name in facts if name}, []
         for split in ("train", "test"):
-            for batch in self._read(builder, split, decoders).batch(4096).as_numpy_iterator():
+            for batch in self._read(builder, split, facts).batch(4096).as_numpy_iterator():
                 for name, column in columns.items():
                     column.append(batch[name])
                 trains.append(np.full(len(batch["label"]), split == "train"))
@@ -147,14 +146,10 @@ class TfdsSource:
             return positions.lookup(example[self.key]), image
 
         builder = self._builder(data_dir)
-        features = {name: True for name in ("image", self.key, self.box) if name}
-        decoders = tfds.decode.PartialDecoding(
-            features, decoders={"image": tfds.decode.SkipDecoding()}
-        )
         images = np.zeros((len(keys), size, size, 3), np.uint8)
         readable = np.zeros(len(keys), bool)
         for split in ("train", "test"):
-            dataset = self._read(builder, split, decoders)
+            dataset = self._read(builder, split, ["image", self.key, self.box])
             dataset = dataset.filter(lambda ex: positions.lookup(ex[self.key]) >= 0)
             dataset = dataset.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
             for rows, decoded in dataset.ignore_errors().batch(64).as_numpy_iterator():
@@ -163,16 +158,17 @@ class TfdsSource:
 
     def _builder(self, data_dir: str | None) -> tfds.core.DatasetBuilder:
         if self.folder:
+            root = os.path.expanduser(self.folder)
             require(
-                os.path.isdir(os.path.join(self.folder, "train"))
-                and os.path.isdir(os.path.join(self.folder, "test")),
+                os.path.isdir(os.path.join(root, "train"))
+                and os.path.isdir(os.path.join(root, "test")),
                 f"TfdsSource.folder={self.folder!r} must hold train/CLASS/*.jpg and "
                 "test/CLASS/*.jpg",
             )
-            return tfds.folder_dataset.ImageFolder(self.folder)
+            return tfds.folder_dataset.ImageFolder(root)
         try:
             # TFDS warns of every folder it looks into; the error below says it all.
-            with absl_verbosity(logging.ERROR):
+            with muted(logging.WARNING):
                 builder = tfds.builder(self.name, data_dir=data_dir)
                 prepared = builder.is_prepared()
         except tfds.core.DatasetNotFoundError as error:
@@ -187,13 +183,28 @@ class TfdsSource:
         )
         return builder
 
-    def _read(self, builder, split: str, decoders) -> tf.data.Dataset:
+    def _read(self, builder, split: str, features) -> tf.data.Dataset:
+        """Reads some features (None is passed over); images stay encoded."""
         require(
             split in builder.info.splits,
             f"{builder.name} has no split {split!r}; it has {', '.join(builder.info.splits)}",
         )
+        features = [name for name in features if name]
+        skip = {"image": tfds.decode.SkipDecoding()}
+        if self.folder:  # ImageFolder knows no PartialDecoding, and its keys are full paths.
+            start = len(os.fsencode(os.path.join(os.path.expanduser(self.folder), "")))
+
+            def pick(example):
+                path = example["image/filename"]
+                relative = {"image/filename": tf.strings.substr(path, start, -1)}
+                return {name: (example | relative)[name] for name in features}
+
+            return builder.as_dataset(split=split, decoders=skip).map(pick)
+        decoders = tfds.decode.PartialDecoding(
+            {name: True for name in features}, decoders=skip if "image" in features else None
+        )
         # TFDS warns of a deprecated call of its own.
-        with absl_verbosity(logging.ERROR):
+        with muted(logging.WARNING):
             return builder.as_dataset(split=split, decoders=decoders, shuffle_files=False)
 
 

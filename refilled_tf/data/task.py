@@ -195,6 +195,12 @@ def select(task: Task, index: Index) -> Selection:
 
 
 @functools.lru_cache(maxsize=2)
+def read_index(source: Source, data_dir: str | None) -> Index:
+    """Reads a source's facts, once for teacher and student."""
+    return source.index(data_dir)
+
+
+@functools.lru_cache(maxsize=2)
 def load(task: Task, data_dir: str | None = None) -> TaskData:
     """Reads and decodes a task's images.
 
@@ -210,7 +216,7 @@ def load(task: Task, data_dir: str | None = None) -> TaskData:
             `Data.on_corrupt` is "error".
     """
     data = task.data
-    index = data.source.index(data_dir)
+    index = read_index(data.source, data_dir)
     selection = select(task, index)
     rows = np.concatenate([selection.train, selection.test])
     images, readable = data.source.images(index.keys[rows], data.load_size, data_dir)

@@ -1,0 +1,93 @@
+"""Two replicas take the steps that one device takes.
+
+Expected values come from the same stage trained on one device. The batches are laid out so that
+a replica on its own would see something else: that is asserted too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+import tiny
+
+from refilled_tf import stage
+from refilled_tf.data import batches
+from refilled_tf.data.task import Task
+from refilled_tf.learners import base
+from refilled_tf.learners.joint import JointDistillation
+from refilled_tf.learners.local import LocalDistillation
+from refilled_tf.learners.relationship import RelationshipMatching
+from refilled_tf.learners.rkd import RelationalDistillation
+from refilled_tf.models.mobilenet import MobileNet
+
+STEPS = 2  # an epoch; two epochs make four steps
+# A batch of 8, half of it on either replica. All positive pairs lie across the replicas, and
+# neither replica has all five classes.
+CLASSES = (0, 1, 2, 3, 0, 1, 2, 4)
+RECIPE = dataclasses.replace(tiny.RECIPE, batch_size=len(CLASSES))
+
+TRIPLET = RelationshipMatching(weight=10.0, fallback="farthest")
+OBJECTIVES = {
+    "triplet": TRIPLET,
+    "tuple": RelationshipMatching(relation="tuple", weight=10.0, margin=0.5),
+    "local, batch centres": LocalDistillation(centers="batch"),
+    "local, global centres": LocalDistillation(centers="global"),
+    "rkd": RelationalDistillation(),
+    "joint": JointDistillation(TRIPLET, LocalDistillation(), gamma=0.2),
+}
+
+
+def _order(labels, batch_size, seed, epoch, classes_per_batch=None):
+    random = np.random.default_rng([seed, epoch])
+    rows = [[random.choice(np.flatnonzero(labels == c)) for c in CLASSES] for _ in range(STEPS)]
+    return np.array(rows, np.int32)
+
+
+@pytest.fixture(scope="module")
+def teacher_dir(tmp_path_factory):
+    work_dir = tmp_path_factory.mktemp("teacher")
+    stage.train(tiny.teacher(), tiny.run_in(work_dir))
+    return work_dir
+
+
+def _train(spec, work_dir, devices, teacher_dir):
+    shutil.copytree(teacher_dir, work_dir)
+    result = stage.train(spec, tiny.run_in(work_dir, devices))
+    return result["training"], tiny.saved_weights(work_dir, spec.name)
+
+
+def _largest_difference(one, other):
+    return max(np.abs(a - b).max() for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_two_replicas_are_one_device(name, teacher_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(batches, "epoch_order", _order)
+    spec = tiny.first(objective=OBJECTIVES[name], recipe=RECIPE)
+    logs, weights = _train(spec, tmp_path / "one", 1, teacher_dir)
+    two_logs, two_weights = _train(spec, tmp_path / "two", 2, teacher_dir)
+    assert _largest_difference(weights, two_weights) < 1e-5
+    assert two_logs == pytest.approx(logs, rel=1e-5, abs=1e-6)
+
+    # Without gathering, each replica would know only its own relations.
+    monkeypatch.setattr(base, "_gather", lambda x: x)
+    _, apart = _train(spec, tmp_path / "apart", 2, teacher_dir)
+    assert _largest_difference(weights, apart) > 1e-3
+
+
+def test_two_replicas_are_one_device_for_mobilenet(tmp_path, monkeypatch):
+    monkeypatch.setattr(batches, "epoch_order", _order)
+    data = dataclasses.replace(tiny.DATA, image_size=32, load_size=32, pad=4)
+    common = {"backbone": MobileNet(width=0.25), "recipe": RECIPE}
+    teacher = tiny.teacher(task=Task(data, "teacher", 10), **common)
+    spec = tiny.first(
+        task=Task(data, "student", 10), teacher=teacher, objective=TRIPLET, **common
+    )
+    stage.train(teacher, tiny.run_in(tmp_path / "teacher"))
+    logs, weights = _train(spec, tmp_path / "one", 1, tmp_path / "teacher")
+    two_logs, two_weights = _train(spec, tmp_path / "two", 2, tmp_path / "teacher")
+    assert _largest_difference(weights, two_weights) < 1e-5
+    assert two_logs == pytest.approx(logs, rel=1e-5, abs=1e-6)

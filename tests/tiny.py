@@ -1,0 +1,122 @@
+"""A network and an experiment on the digits so small that a stage trains in seconds.
+
+The same as Python objects (`teacher`, `first`, `second`) and as a gin file (`GIN`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+
+import gin
+import numpy as np
+import tensorflow as tf
+
+from refilled_tf.data.sources import Digits
+from refilled_tf.data.splits import AlphabeticalHalves
+from refilled_tf.data.task import Data, Task
+from refilled_tf.learners.cross_entropy import CrossEntropy
+from refilled_tf.learners.local import LocalDistillation
+from refilled_tf.learners.relationship import RelationshipMatching
+from refilled_tf.recipe import Recipe
+from refilled_tf.stage import Run, Stage
+
+ROOT = Path(__file__).resolve().parents[1]
+
+GIN = """
+include 'data/digits.gin'
+include 'models/mobilenet.gin'
+include 'methods/cross_task.gin'
+
+Experiment.rows = [@student/Stage(), @refilled/Stage()]
+Stage.backbone = @TinyNetwork()
+teacher/Stage.backbone = @TinyNetwork()
+Data.image_size = 8
+Data.load_size = 8
+Data.pad = 1
+RelationshipMatching.weight = 10.0
+Recipe.epochs = 2
+Recipe.batch_size = 50
+"""
+
+
+@gin.register
+@dataclasses.dataclass(frozen=True)
+class TinyNetwork:
+    """One convolution with synchronised batch norm: 8×8 images to 9·filters numbers."""
+
+    filters: int = 4
+
+    def build(self, image_size: int) -> tf.keras.Model:
+        images = tf.keras.Input((image_size, image_size, 3), name="images")
+        x = tf.keras.layers.Rescaling(1 / 127.5, offset=-1, name="rescale")(images)
+        x = tf.keras.layers.Conv2D(self.filters, 3, 2, use_bias=False, name="conv")(x)
+        x = tf.keras.layers.BatchNormalization(momentum=0.9, synchronized=True, name="norm")(x)
+        x = tf.keras.layers.ReLU(name="relu")(x)
+        return tf.keras.Model(images, tf.keras.layers.Flatten(name="flatten")(x))
+
+
+DATA = Data(
+    source=Digits(),
+    class_split=AlphabeticalHalves(),
+    train_fraction=0.7,
+    image_size=8,
+    load_size=8,
+    pad=1,
+    flip=False,
+)
+RECIPE = Recipe(epochs=2, batch_size=50, learning_rate=0.05)
+
+
+def teacher(**changes) -> Stage:
+    return _stage("teacher", "teacher", CrossEntropy(), **changes)
+
+
+def first(**changes) -> Stage:
+    objective = changes.pop("objective", RelationshipMatching(weight=10.0))
+    return _stage("first", "student", objective, **{"teacher": teacher(), **changes})
+
+
+def second(**changes) -> Stage:
+    objective = changes.pop("objective", LocalDistillation())
+    parents = {"teacher": teacher(), "start": first()}
+    return _stage("second", "student", objective, **{**parents, **changes})
+
+
+def _stage(name, role, objective, **changes) -> Stage:
+    fixed = {
+        "name": name,
+        "method": name.title(),
+        "task": Task(DATA, role),
+        "backbone": TinyNetwork(),
+        "objective": objective,
+        "recipe": RECIPE,
+    }
+    return Stage(**{**fixed, **changes})
+
+
+def run_in(work_dir: Path, devices: int = 1) -> Run:
+    strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(devices)])
+    return Run(Path(work_dir), None, strategy)
+
+
+def saved_weights(work_dir: Path, name: str) -> list[np.ndarray]:
+    """Returns all weights, batch-norm statistics included, of a finished stage."""
+    path = Path(work_dir) / "stages" / name / "model.keras"
+    return tf.keras.models.load_model(path, compile=False).get_weights()
+
+
+def command(module: str, *flags: str) -> list[str]:
+    """Returns `python -m refilled_tf.MODULE FLAGS`, which in addition knows TinyNetwork."""
+    code = (
+        f"import tiny; from refilled_tf import {module}, entry; entry.run_main({module}.main)"
+    )
+    return [sys.executable, "-c", code, *map(str, flags)]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """Returns the environment in which `command` works."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    return {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "-1", **extra}
