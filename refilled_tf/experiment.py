@@ -17,7 +17,7 @@ import tensorflow as tf
 from refilled_tf import stage as stages
 from refilled_tf import storage
 from refilled_tf.errors import require
-from refilled_tf.evaluation.probes import Probe
+from refilled_tf.probe import Probe
 from refilled_tf.stage import Run, Stage
 
 RESULTS_SCHEMA = 1

@@ -6,6 +6,7 @@ The same as Python objects (`teacher`, `first`, `second`) and as a gin file (`GI
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import sys
 from pathlib import Path
@@ -98,8 +99,17 @@ def _stage(name, role, objective, **changes) -> Stage:
 
 
 def run_in(work_dir: Path, devices: int = 1) -> Run:
-    strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(devices)])
-    return Run(Path(work_dir), None, strategy)
+    return Run(Path(work_dir), None, strategy(devices))
+
+
+@functools.cache
+def strategy(devices: int) -> tf.distribute.MirroredStrategy:
+    """Returns the process's only strategy on so many CPUs.
+
+    Two strategies on the same devices would count their collective operations independently
+    under the same keys, and TensorFlow aborts when it sees a key with another operation.
+    """
+    return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(devices)])
 
 
 def saved_weights(work_dir: Path, name: str) -> list[np.ndarray]:

@@ -11,6 +11,7 @@ import shutil
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tiny
 
 from refilled_tf import stage
@@ -64,7 +65,7 @@ def _largest_difference(one, other):
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_two_replicas_are_one_device(name, teacher_dir, tmp_path, monkeypatch):
+def test_two_replicas_are_one_device(name, tmp_path, teacher_dir, monkeypatch):
     monkeypatch.setattr(batches, "epoch_order", _order)
     spec = tiny.first(objective=OBJECTIVES[name], recipe=RECIPE)
     logs, weights = _train(spec, tmp_path / "one", 1, teacher_dir)
@@ -72,10 +73,41 @@ def test_two_replicas_are_one_device(name, teacher_dir, tmp_path, monkeypatch):
     assert _largest_difference(weights, two_weights) < 1e-5
     assert two_logs == pytest.approx(logs, rel=1e-5, abs=1e-6)
 
-    # Without gathering, each replica would know only its own relations.
+
+def test_without_gathering_the_weights_would_be_others(tmp_path, teacher_dir, monkeypatch):
+    monkeypatch.setattr(batches, "epoch_order", _order)
+    spec = tiny.first(objective=OBJECTIVES["joint"], recipe=RECIPE)
+    _, weights = _train(spec, tmp_path / "one", 1, teacher_dir)
     monkeypatch.setattr(base, "_gather", lambda x: x)
     _, apart = _train(spec, tmp_path / "apart", 2, teacher_dir)
     assert _largest_difference(weights, apart) > 1e-3
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_halves_of_these_batches_have_another_gradient(name):
+    # The batches of the tests above can tell a global loss from the mean of two local ones.
+    random, count = np.random.default_rng(0), len(CLASSES)
+    student, teacher = random.normal(size=(2, count, 6)).astype(np.float32)
+    top = random.normal(size=(6, 5)).astype(np.float32)
+    labels = np.array(CLASSES, np.int32)
+    centers = tf.math.l2_normalize(tf.constant(random.normal(size=(5, 6)), tf.float32), axis=1)
+
+    def gradient(rows):
+        embedding = tf.Variable(student[rows])
+        with tf.GradientTape() as tape:
+            outputs = {"embedding": embedding, "logits": embedding @ top}
+            batch = base.GlobalBatch(
+                tf.constant(labels[rows]),
+                outputs,
+                {"embedding": tf.constant(teacher[rows])},
+                centers if OBJECTIVES[name].needs_teacher_centers else None,
+                tf.constant(0.0),
+            )
+            loss, _ = OBJECTIVES[name](batch)
+        return tape.gradient(loss, embedding).numpy()
+
+    halves = [gradient(slice(0, count // 2)), gradient(slice(count // 2, count))]
+    assert _largest_difference([gradient(slice(None))], [np.concatenate(halves) / 2]) > 1e-3
 
 
 def test_two_replicas_are_one_device_for_mobilenet(tmp_path, monkeypatch):
