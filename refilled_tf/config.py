@@ -22,6 +22,9 @@ GIN_FOLDER = Path(__file__).resolve().parent.parent / "gin"
 OPERATIVE = "operative_config.gin"
 
 gin.add_config_file_search_path(str(GIN_FOLDER))
+# gin would also take "data/cub.gin" for a file of a Python package `data`, and trip over any
+# folder of that name on Python's path: only files are read, by the first, plain reader.
+del gin.config._FILE_READERS[1:]
 
 
 def load_experiment(
@@ -55,16 +58,30 @@ def load_experiment(
         built = gin.get_configurable(experiments.Experiment)()
     except (ValueError, TypeError, SyntaxError, OSError, RuntimeError, InputError) as error:
         # gin appends where the error happened on further lines; the first one says what.
-        first = str(error).strip().splitlines()[0]
-        raise InputError(first if isinstance(error, InputError) else f"gin: {first}") from error
+        first, *places = str(error).strip().splitlines()
+        if isinstance(error, InputError):
+            raise InputError(first) from error
+        where = next((place.strip() for place in places if place.startswith("  In ")), "")
+        where = re.sub(r" \(<class .*?>\)", "", where)
+        if isinstance(error, SyntaxError):
+            where = (error.text or "").strip() or ", ".join(params)
+        raise InputError(f"gin: {first}" + (f" ({where})" if where else "")) from error
     for param in params:
         name = param.split("=", 1)[0].strip()
-        used = re.search(rf"^(\w+/)*{re.escape(name)} =", operative_config(), re.MULTILINE)
         require(
-            used is not None,
-            f"--gin_param={param!r} has no effect: no part of this experiment has {name!r}",
+            _takes_effect(name),
+            f"--gin_param={param!r} has no effect: no part of this experiment takes {name!r}, or "
+            "settings of narrower scopes override it",
         )
     return built
+
+
+def _takes_effect(name: str) -> bool:
+    """Whether the loaded experiment has used the value that is set for `name` in any scope."""
+    # A value may go on on indented lines.
+    used = rf"^(?:\w+/)*{re.escape(name)} = (.*(?:\n +.*)*)"
+    values = re.findall(used, operative_config(), re.MULTILINE)
+    return any(gin.config.parse_value(v) == gin.query_parameter(name) for v in values)
 
 
 def load_work_dir(work_dir: Path) -> experiments.Experiment:

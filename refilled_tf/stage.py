@@ -168,9 +168,14 @@ def check_folder(stage: Stage, run: Run) -> None:
     path = run.folder(stage) / "stage.json"
     if not path.exists():
         return
-    there, now = storage.read_json(path)["settings"], stage.settings()
+    facts = storage.read_json(path)
+    there = facts.get("settings") if isinstance(facts, dict) else None
+    require(
+        isinstance(there, dict),
+        f"{path} holds no settings of a stage; delete {path.parent} to train the stage again",
+    )
     # Through JSON, as what is compared with has been.
-    now = json.loads(json.dumps(now))
+    now = json.loads(json.dumps(stage.settings()))
     differing = [
         f"{name} = {there.get(name)!r} there, {now.get(name)!r} now"
         for name in sorted(there.keys() | now.keys())
@@ -236,15 +241,16 @@ def train(stage: Stage, run: Run) -> dict[str, Any]:
             callbacks=_callbacks(stage, run, progress),
             verbose=0,
         )
-    result = score(stage, learner.student, data) | {
+    network = _without_strategy(learner.student)
+    result = score(stage, network, data) | {
         "seconds": round(float(progress.seconds.numpy()), 1),
         "epochs": total,
-        "parameters": count_parameters(learner.student),
+        "parameters": count_parameters(network),
         "training": progress.last_logs,
     }
     if run.is_chief:
         with storage.replacing(folder / "model.keras") as path:
-            learner.student.save(path)
+            network.save(path)
         storage.write_json(folder / "result.json", result)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     run.wait_for_all()
@@ -281,6 +287,17 @@ def count_parameters(network: tf.keras.Model) -> dict[str, int]:
         "batch_norm": network.non_trainable_weights,
     }
     return {name: int(sum(np.prod(w.shape) for w in ws)) for name, ws in count.items()}
+
+
+def _without_strategy(network: tf.keras.Model) -> tf.keras.Model:
+    """Returns a copy in ordinary variables.
+
+    Batch norm's statistics are reduced over all workers on reading, so every worker comes here,
+    and the copy can then be read by one of them alone.
+    """
+    copy = tf.keras.models.clone_model(network)
+    copy.set_weights(network.get_weights())
+    return copy
 
 
 def _build(stage: Stage, run: Run, data: TaskData) -> tuple[Learner, int]:
@@ -363,18 +380,24 @@ class _Progress(tf.keras.callbacks.Callback):
             seconds=self.seconds,
         )
         newest = tf.train.latest_checkpoint(folder)
+        require(
+            newest is not None or not any(folder.glob("*.index")),
+            f"{folder / 'checkpoint'}, which names the checkpoints, is unreadable or names missing "
+            f"ones; delete {folder.parent} to train the stage again",
+        )
         if newest:
             try:
                 with run.strategy.scope():
                     checkpoint.restore(newest).assert_existing_objects_matched()
-            except (tf.errors.OpError, AssertionError, ValueError) as error:
+            except Exception as error:  # TensorFlow raises anything down to IndexError.
                 raise InputError(
                     f"checkpoint {newest} is unreadable ({type(error).__name__}); delete "
                     f"{folder.parent} to train the stage again"
                 ) from error
             logging.info("%s goes on after epoch %d", stage.name, self.finished_epochs)
         # Every worker takes part in saving, since batch norm's statistics are reduced on reading.
-        where = folder if run.is_chief else Path(tempfile.mkdtemp())
+        self._elsewhere = None if run.is_chief else tempfile.TemporaryDirectory()
+        where = folder if self._elsewhere is None else self._elsewhere.name
         self._manager = tf.train.CheckpointManager(checkpoint, str(where), max_to_keep=2)
         self._started = time.monotonic()
         self.last_logs: dict[str, float] = {}

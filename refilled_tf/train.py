@@ -49,7 +49,11 @@ def main(argv: list[str]) -> None:
     results = experiment.run(spec, where, facts)
     if where.is_chief:
         print(f"\n{report.table(results['rows'])}\n")
-        print(f"Results: {work_dir / 'results.json'}; curves: tensorboard --logdir {work_dir}")
+        print(f"Results  {work_dir / 'results.json'}")
+        print(f"Models   {work_dir / 'stages' / '*' / 'model.keras'}")
+        print(f"Curves   tensorboard --logdir {work_dir}")
+        print(f"Scores   python -m refilled_tf.evaluate --work_dir={work_dir}")
+        print(f"Export   python -m export.saved_model --work_dir={work_dir} --export_dir=exports")
 
 
 def check_work_dir(work_dir: Path) -> None:
@@ -58,7 +62,8 @@ def check_work_dir(work_dir: Path) -> None:
     Raises:
         InputError: naming the place.
     """
-    require(not work_dir.exists() or work_dir.is_dir(), f"--work_dir={work_dir} is not a folder")
+    existing = next(path for path in (work_dir, *work_dir.parents) if path.exists())
+    require(existing.is_dir(), f"--work_dir={work_dir}: {existing} is not a folder")
     require(
         not work_dir.is_dir()
         or not any(work_dir.iterdir())

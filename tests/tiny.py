@@ -26,10 +26,10 @@ from refilled_tf.stage import Run, Stage
 
 ROOT = Path(__file__).resolve().parents[1]
 
-GIN = """
-include 'data/digits.gin'
-include 'models/mobilenet.gin'
-include 'methods/cross_task.gin'
+GIN = f"""
+include '{ROOT}/gin/data/digits.gin'
+include '{ROOT}/gin/models/mobilenet.gin'
+include '{ROOT}/gin/methods/cross_task.gin'
 
 Experiment.rows = [@student/Stage(), @refilled/Stage()]
 Stage.backbone = @TinyNetwork()
@@ -68,7 +68,7 @@ DATA = Data(
     pad=1,
     flip=False,
 )
-RECIPE = Recipe(epochs=2, batch_size=50, learning_rate=0.05)
+RECIPE = Recipe(epochs=2, batch_size=50, learning_rate=0.05, milestones=(0.5,))
 
 
 def teacher(**changes) -> Stage:
@@ -86,10 +86,10 @@ def second(**changes) -> Stage:
     return _stage("second", "student", objective, **{**parents, **changes})
 
 
-def _stage(name, role, objective, **changes) -> Stage:
+def _stage(default_name, role, objective, **changes) -> Stage:
     fixed = {
-        "name": name,
-        "method": name.title(),
+        "name": default_name,
+        "method": default_name.title(),
         "task": Task(DATA, role),
         "backbone": TinyNetwork(),
         "objective": objective,
@@ -120,9 +120,7 @@ def saved_weights(work_dir: Path, name: str) -> list[np.ndarray]:
 
 def command(module: str, *flags: str) -> list[str]:
     """Returns `python -m refilled_tf.MODULE FLAGS`, which in addition knows TinyNetwork."""
-    code = (
-        f"import tiny; from refilled_tf import {module}, entry; entry.run_main({module}.main)"
-    )
+    code = f"import tiny; from refilled_tf import {module}, entry; entry.run_main({module}.main)"
     return [sys.executable, "-c", code, *map(str, flags)]
 
 
@@ -130,3 +128,22 @@ def environment(**extra: str) -> dict[str, str]:
     """Returns the environment in which `command` works."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     return {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "-1", **extra}
+
+
+def _forbid_writing(folder: str) -> None:
+    """From now on Python refuses to open a file beneath `folder` for writing."""
+
+    def hook(event, arguments):
+        if event != "open" or not isinstance(arguments[0], (str, os.PathLike)):
+            return
+        path, mode, flags = arguments
+        # os.open passes no mode; what open() passes says all.
+        writes = set(mode) & set("wax+") if mode else flags & (os.O_WRONLY | os.O_RDWR)
+        if writes and Path(path).resolve().is_relative_to(folder):
+            raise PermissionError(f"tiny: no writing of {path}")
+
+    sys.addaudithook(hook)
+
+
+if "TINY_READ_ONLY" in os.environ:
+    _forbid_writing(str(Path(os.environ["TINY_READ_ONLY"]).resolve()))

@@ -78,8 +78,9 @@ def training_batches(
     """Builds the augmented batches of one input pipeline.
 
     The random numbers of an image depend on the seed, the step and the image's place in the
-    global batch. keras-cv moves the pixels; the numbers are handed to it, because its own
-    generator would restart with the process.
+    global batch. keras-cv flips by numbers handed to it, because its own generator would restart
+    with the process. Its RandomCrop resamples, which can skip a row or column of pixels, so the
+    crop is cut out here.
 
     Args:
         examples: the training images.
@@ -102,10 +103,9 @@ def training_batches(
     rows = order.reshape(steps, replicas, per_replica)[:, mine]
 
     images, labels = tf.constant(examples.images), tf.constant(examples.labels)
-    # The layers ask for TensorFlow's global generator, which must have a seed when ops are
+    # The layer asks for TensorFlow's global generator, which must have a seed when ops are
     # deterministic; nothing is drawn from it.
     tf.random.set_global_generator(tf.random.Generator.from_seed(seed))
-    crop = keras_cv.layers.RandomCrop(data.image_size, data.image_size)
     flip = keras_cv.layers.RandomFlip()
 
     def augment(rows, step, start):
@@ -113,8 +113,10 @@ def training_batches(
         uniform = tf.slice(uniform, (start, 0), (per_replica, 3))
         batch = tf.cast(tf.gather(images, rows), tf.float32)
         batch = tf.pad(batch, ((0, 0), (data.pad,) * 2, (data.pad,) * 2, (0, 0)))
-        offsets = {"tops": uniform[:, :1], "lefts": uniform[:, 1:2]}
-        batch = crop.augment_images(batch, offsets)
+        corners = tf.cast(uniform[:, :2] * (batch.shape[1] - data.image_size + 1), tf.int32)
+        side = tf.range(data.image_size)
+        batch = tf.gather(batch, corners[:, :1] + side, axis=1, batch_dims=1)
+        batch = tf.gather(batch, corners[:, 1:] + side, axis=2, batch_dims=1)
         if data.flip:
             sides = {"flip_horizontals": uniform[:, 2:], "flip_verticals": uniform[:, 2:] * 0}
             batch = flip.augment_images(batch, sides)

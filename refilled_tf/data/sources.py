@@ -112,7 +112,7 @@ class TfdsSource:
                     column.append(batch[name])
                 trains.append(np.full(len(batch["label"]), split == "train"))
         columns = {name: np.concatenate(column) for name, column in columns.items()}
-        keys = columns[self.key].astype(str)
+        keys = np.char.decode(columns[self.key].astype(bytes), "utf-8")
         require(
             len(np.unique(keys)) == len(keys),
             f"TfdsSource.key={self.key!r} repeats in {builder.name}: it must identify an image",
@@ -239,8 +239,9 @@ def decode_image(encoded: tf.Tensor, box: tf.Tensor | None, size: int) -> tf.Ten
 def _window(shape: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
     """Returns (y, x, height, width) in pixels, at least one pixel, inside the image."""
     limits = tf.cast(shape[:2], tf.float32)
-    start = tf.minimum(tf.floor(box[:2] * limits), limits - 1)
-    stop = tf.clip_by_value(tf.math.ceil(box[2:] * limits), start + 1, limits)
+    # A border of whole pixels comes back from its share of the image not quite whole.
+    start = tf.minimum(tf.floor(box[:2] * limits + 1e-3), limits - 1)
+    stop = tf.clip_by_value(tf.math.ceil(box[2:] * limits - 1e-3), start + 1, limits)
     return tf.cast(tf.concat([start, stop - start], axis=0), tf.int32)
 
 

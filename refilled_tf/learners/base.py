@@ -141,4 +141,5 @@ def _gather(x: tf.Tensor) -> tf.Tensor:
     """Concatenates a [b, …] tensor of every replica to [B, …], in the order of replicas."""
     if tf.distribute.get_strategy().num_replicas_in_sync == 1:
         return x
-    return tf.distribute.get_replica_context().all_gather(x, axis=0)
+    # Several workers gather by a tensor's device, which a step's inputs lack until copied.
+    return tf.distribute.get_replica_context().all_gather(tf.identity(x), axis=0)

@@ -1,0 +1,145 @@
+"""What a person should know of an exported model, as a page of Markdown."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+
+import tensorflow as tf
+
+from export import MODEL_NAME
+from export.signatures import VOCABULARY, Functions
+from export.trained import Trained
+from refilled_tf.stage import Stage
+
+PACKAGES = (
+    "tensorflow",
+    "keras",
+    "keras-cv",
+    "tensorflow-datasets",
+    "tensorflow-serving-api",
+    "numpy",
+)
+
+CARD = """\
+# {method}: {classes} classes
+
+Version {version}, made from the stage `{stage}`.
+
+| | |
+|---|---|
+| Accuracy | {accuracy:.2f} % on {images} {scored_on} images |
+| Data | `{source}` |
+| Training images | {training_images}{per_class} |
+| Network | {network}, {size}×{size} pixels, {parameters:,} trainable parameters |
+| Teacher | {teacher} |
+| Started from | {start} |
+| Largest difference from the Keras network | {difference:.1e}, over all signatures |
+
+It knows the classes below and no others: an image of anything else gets one of their names too.
+{box}
+## How to call it
+
+| Signature | Input | Outputs |
+|---|---|---|
+{signatures}
+
+- `classes` are the names of the most probable classes, best first, `scores` their probabilities;
+  `probabilities` are those of all classes in the order of `assets/{vocabulary}`; `embedding` has
+  length 1.
+- `image_bytes` are JPEG or PNG files of any size; `examples` and `inputs` are serialized
+  `tf.Example`s with such a file as their feature `image/encoded`; `images` are in [0, 255].
+- Files are resized to {load_size}×{load_size} whatever their proportions, and the centre of
+  {size}×{size} is taken: the same as when the accuracy above was measured.
+- `classify` answers TF Serving's Classify calls, the other signatures Predict calls.
+
+With a server on this machine:
+
+    {{ printf '{{"signature_name": "serving_bytes", "instances": [{{"b64": "'
+      base64 < image.jpg | tr -d '\\n'
+      printf '"}}]}}'; }} | curl -d @- http://localhost:8501/v1/models/{model}:predict
+
+## Classes
+
+{names}
+
+## Settings
+
+    {config}
+
+## Packages
+
+{packages}
+"""
+
+BOX = """
+In its data, images were cropped to the box in `{box}` before all else. A served model knows no
+boxes: send images that the object fills.
+"""
+
+
+def text(trained: Trained, version: int, functions: Functions, difference: float) -> str:
+    """Writes the card.
+
+    Args:
+        trained: what was exported.
+        version: of the export.
+        functions: behind its signatures.
+        difference: the largest between the export's answers and the network's.
+
+    Returns:
+        Markdown.
+    """
+    stage, data = trained.stage, trained.data
+    options = stage.task.data
+    teacher, limit = _teacher(stage), stage.task.images_per_class
+    box = getattr(options.source, "box", None)
+    packages = {"Python": platform.python_version()}
+    packages |= {name: metadata.version(name) for name in PACKAGES}
+    return CARD.format(
+        method=stage.method,
+        classes=len(data.class_names),
+        version=version,
+        stage=stage.name,
+        network=stage.backbone,
+        size=options.image_size,
+        load_size=options.load_size,
+        parameters=trained.result["parameters"]["trainable"],
+        accuracy=100 * trained.result["accuracy"],
+        images=trained.result["images"],
+        scored_on=trained.result["scored_on"],
+        teacher=_described(teacher) if teacher else "none: it learnt from labels alone",
+        start=_described(stage.start) if stage.start else "random weights",
+        source=options.source,
+        training_images=len(data.train.labels),
+        per_class=f", {limit} of every class" if limit else "",
+        difference=difference,
+        box=BOX.format(box=box) if box else "",
+        signatures="\n".join(_signature_row(name, f) for name, f in functions.items()),
+        vocabulary=VOCABULARY,
+        model=MODEL_NAME,
+        names="\n".join(f"{i}. {name}" for i, name in enumerate(data.class_names)),
+        config=trained.config.strip().replace("\n", "\n    "),
+        packages="\n".join(f"- {name} {number}" for name, number in packages.items()),
+    )
+
+
+def _teacher(stage: Stage) -> Stage | None:
+    """Returns who taught the stage, or the one that it started from."""
+    return stage.teacher or (_teacher(stage.start) if stage.start else None)
+
+
+def _described(stage: Stage) -> str:
+    return f"`{stage.name}` ({stage.method}), a {stage.backbone} on the {stage.task.role}'s classes"
+
+
+def _signature_row(name: str, function: tf.types.experimental.ConcreteFunction) -> str:
+    (spec,), _ = function.structured_input_signature
+    columns = ({spec.name: spec}, function.structured_outputs)
+    return " | ".join([f"| `{name}`", *map(_tensors, columns)]) + " |"
+
+
+def _tensors(specs: dict[str, tf.TensorSpec]) -> str:
+    """Returns such as `images` float32 [B, 32, 32, 3]."""
+    shapes = {n: ", ".join(str(size or "B") for size in spec.shape) for n, spec in specs.items()}
+    return "<br>".join(f"`{n}` {specs[n].dtype.name} [{shape}]" for n, shape in shapes.items())

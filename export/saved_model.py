@@ -1,0 +1,43 @@
+"""Exports for TF Serving: python -m export.saved_model --work_dir=… --export_dir=….
+
+Writes EXPORT_DIR/<Unix time>/, a SavedModel with warm-up requests and a model card, and in
+EXPORT_DIR/server/ what a server needs to be told. A version appears at once as a whole, after it
+was loaded again and has answered as the trained network does.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from absl import flags
+
+from export import server_files, trained, versions
+from refilled_tf.entry import run_main
+from refilled_tf.errors import require
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("work_dir", None, "The folder of a training.", required=True)
+flags.DEFINE_string("export_dir", None, "The folder of the versions.", required=True)
+flags.DEFINE_string(
+    "stage",
+    None,
+    f"The stage to export. If unset {trained.PREFERRED!r}, or if that is not finished, the last "
+    "finished classifier of the student's task.",
+)
+flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS datasets; TFDS's own if unset.")
+
+
+def main(argv: list[str]) -> None:
+    """Exports the stage that the flags name."""
+    require(len(argv) == 1, f"unexpected argument {argv[1:]}; every option is a --flag")
+    base = Path(FLAGS.export_dir)
+    model = trained.load(Path(FLAGS.work_dir), FLAGS.stage, FLAGS.data_dir)
+    version = versions.publish(model, base)
+    print(f"{model.stage.name} ({model.stage.method}) is exported to {version}")
+    script = base / server_files.FOLDER / "docker_run.sh"
+    print(f"Serve it: sh {shlex.quote(str(script))}")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,74 @@
+"""A folder of versions, BASE/1700000000/, BASE/1700003600/, …, as a server watches it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from export import check, model_card, requests, server_files, signatures
+from export.trained import Trained
+from refilled_tf.errors import InputError, require
+
+
+def publish(trained: Trained, base: Path) -> Path:
+    """Exports a classifier as a new version, once it is seen to answer as it should.
+
+    Args:
+        trained: what to export.
+        base: the folder of the versions; made if missing.
+
+    Returns:
+        The version's folder.
+
+    Raises:
+        InputError: `base` cannot be written, or the export fails its check; then no version is
+            added.
+    """
+    older = existing(base)
+    # The Unix time, and yet the highest number: two exports may fall into the same second.
+    version = max([int(time.time()), *(number + 1 for number in older)])
+    models = server_files.label(server_files.read_models(base), older, version)
+    data = trained.stage.task.data
+    with _appearing(base / str(version)) as folder:
+        functions = signatures.save(trained.network, data, trained.data.class_names, folder)
+        requests.write_warmup(folder, data)
+        difference = check.check(folder, trained)
+        card = model_card.text(trained, version, functions, difference)
+        (folder / "model_card.md").write_text(card, encoding="utf-8")
+    server_files.write(base, models)
+    return base / str(version)
+
+
+def existing(base: Path) -> list[int]:
+    """Returns the versions in a folder, which may be missing.
+
+    Raises:
+        InputError: `base` is not a folder.
+    """
+    require(not base.exists() or base.is_dir(), f"--export_dir={base} is not a folder")
+    there = base.iterdir() if base.exists() else ()
+    return sorted(int(path.name) for path in there if path.name.isdecimal())
+
+
+@contextlib.contextmanager
+def _appearing(folder: Path) -> Iterator[Path]:
+    """Yields an empty folder beside `folder`, and renames it to that when all went well.
+
+    Its name is no number, which a server passes over.
+
+    Raises:
+        InputError: the folder cannot be written, or is there by now.
+    """
+    temporary = folder.with_name(f".{os.getpid()}-{folder.name}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        os.rename(temporary, folder)  # unlike os.replace of a file, not over one with content
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

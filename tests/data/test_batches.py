@@ -1,0 +1,227 @@
+"""Orders, augmentation and dealing out of batches, on made-up images whose pixels differ."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from refilled_tf.data.batches import epoch_order, scoring_batches, training_batches
+from refilled_tf.data.sources import Digits
+from refilled_tf.data.splits import AlphabeticalHalves
+from refilled_tf.data.task import Data, Examples
+from refilled_tf.errors import InputError
+
+LABELS = np.repeat(np.arange(5), [20, 21, 22, 23, 24]).astype(np.int32)
+
+
+def _data(image_size=8, load_size=8, pad=0, flip=True):
+    return Data(
+        Digits(),
+        AlphabeticalHalves(),
+        image_size=image_size,
+        load_size=load_size,
+        pad=pad,
+        flip=flip,
+    )
+
+
+def _examples(count, size):
+    """Noise in 1 … 255: nothing but padding is black, no two windows are alike."""
+    images = np.random.default_rng(0).integers(1, 256, (count, size, size, 3), np.uint8)
+    return Examples(images, np.arange(count, dtype=np.int32), np.arange(count).astype(str))
+
+
+def _collect(dataset):
+    images, labels = zip(*dataset.as_numpy_iterator(), strict=True)
+    return np.stack(images), np.stack(labels)
+
+
+# --- order ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classes_per_batch", [None, 4])
+def test_order_is_a_function_of_seed_and_epoch(classes_per_batch):
+    first = epoch_order(LABELS, 20, 3, 7, classes_per_batch)
+    np.testing.assert_array_equal(first, epoch_order(LABELS, 20, 3, 7, classes_per_batch))
+    assert not np.array_equal(first, epoch_order(LABELS, 20, 3, 8, classes_per_batch))
+    assert not np.array_equal(first, epoch_order(LABELS, 20, 4, 7, classes_per_batch))
+    # Seed and epoch are not merely added up.
+    assert not np.array_equal(first, epoch_order(LABELS, 20, 7, 3, classes_per_batch))
+
+
+def test_remainder_is_dropped_and_no_image_repeats():
+    order = epoch_order(LABELS, 32, 0, 0)
+    assert order.shape == (3, 32)  # 110 // 32
+    assert order.dtype == np.int32
+    assert len(np.unique(order)) == 96
+    # Over epochs the remainder falls on other images, so all take part.
+    seen = np.concatenate([epoch_order(LABELS, 32, 0, epoch).ravel() for epoch in range(10)])
+    assert len(np.unique(seen)) == 110
+
+
+def test_whole_data_as_one_batch():
+    assert sorted(epoch_order(LABELS, 110, 0, 0)[0]) == list(range(110))
+
+
+def test_balanced_batches_hold_equal_shares_of_some_classes():
+    order = epoch_order(LABELS, 20, 0, 0, classes_per_batch=4)
+    assert order.shape == (5, 20)
+    for batch in order:
+        counts = np.bincount(LABELS[batch], minlength=5)
+        assert sorted(counts) == [0, 5, 5, 5, 5]
+        assert len(np.unique(batch)) == 20  # classes have enough images, so none is drawn twice
+
+
+def test_balanced_batches_repeat_images_only_of_small_classes():
+    labels = np.repeat([0, 1], [3, 30])
+    for batch in epoch_order(labels, 12, 0, 0, classes_per_batch=2):
+        np.testing.assert_array_equal(np.bincount(labels[batch]), [6, 6])
+        large = batch[labels[batch] == 1]
+        assert len(np.unique(large)) == 6
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "classes_per_batch", "option"),
+    [
+        (111, None, r"Recipe\.batch_size=111 exceeds the 110"),
+        (20, 6, r"Recipe\.classes_per_batch=6"),  # only five classes
+        (20, 3, r"Recipe\.classes_per_batch=3"),  # does not divide 20
+        (20, 0, r"Recipe\.classes_per_batch=0"),
+    ],
+)
+def test_impossible_order_names_the_option(batch_size, classes_per_batch, option):
+    with pytest.raises(InputError, match=option):
+        epoch_order(LABELS, batch_size, 0, 0, classes_per_batch)
+
+
+# --- augmentation ---------------------------------------------------------------------------
+
+
+def _offsets(augmented, original, pad, flips):
+    """Finds by search the (top, left, flipped) that cut `augmented` out of the padded original."""
+    padded = np.pad(original, ((pad, pad), (pad, pad), (0, 0)))
+    size = len(augmented)
+    room = len(padded) - size + 1
+    return [
+        (top, left, flip)
+        for top in range(room)
+        for left in range(room)
+        for flip in flips
+        if np.array_equal(
+            augmented[:, ::-1] if flip else augmented,
+            padded[top : top + size, left : left + size],
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("image_size", "load_size", "pad", "flip"),
+    [(8, 8, 0, False), (8, 8, 2, True), (9, 12, 0, True), (8, 20, 1, False), (32, 32, 4, True)],
+)
+def test_every_image_is_a_window_of_its_padded_original(image_size, load_size, pad, flip):
+    examples = _examples(16, load_size)
+    order = np.stack([np.random.default_rng(i).permutation(16) for i in range(8)])
+    data = _data(image_size, load_size, pad, flip)
+    images, labels = _collect(training_batches(examples, data, order, seed=1))
+
+    np.testing.assert_array_equal(labels, order)  # the labels are the rows
+    assert images.dtype == np.float32
+    assert images.shape == (8, 16, image_size, image_size, 3)
+    found = []
+    for image, row in zip(images.reshape(-1, *images.shape[2:]), order.ravel(), strict=True):
+        offsets = _offsets(image, examples.images[row], pad, (False, True) if flip else (False,))
+        assert len(offsets) == 1
+        found += offsets
+    tops, lefts, flips = np.array(found).T
+    room = load_size + 2 * pad - image_size
+    if room:
+        # 128 uniform draws of at most 15 values leave one out with a chance below 1 in 400.
+        assert set(tops) == set(lefts) == set(range(room + 1))
+        assert not np.array_equal(tops, lefts)
+    if flip:
+        assert 40 < flips.sum() < 88  # 64 ± 4.2 standard deviations of 5.7
+
+
+def test_offsets_are_uniform():
+    """A border offset is as likely as one in the middle: 1/3 each of 900, ± 4 deviations."""
+    examples = _examples(30, 8)
+    order = np.tile(np.arange(30), (30, 1))
+    images, _ = _collect(training_batches(examples, _data(6, 8, 0, False), order, seed=0))
+    tops = [
+        _offsets(image, examples.images[row], 0, (False,))[0][0]
+        for step in images
+        for row, image in enumerate(step)
+    ]
+    np.testing.assert_allclose(np.bincount(tops), 300, atol=57)
+
+
+def test_augmentation_depends_on_seed_and_step():
+    examples, order = _examples(8, 16), np.tile(np.arange(8), (2, 1))
+    images, again, other = (
+        _collect(training_batches(examples, _data(8, 16), order, seed))[0] for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(images, again)
+    assert not np.array_equal(images, other)
+    assert not np.array_equal(images[0], images[1])
+
+
+def test_augmentation_is_repeatable_after_other_random_numbers():
+    examples, order = _examples(8, 16), np.arange(8)[np.newaxis]
+    first, _ = _collect(training_batches(examples, _data(8, 16), order, seed=5))
+    tf.random.set_seed(99)
+    tf.random.uniform((3,))
+    second, _ = _collect(training_batches(examples, _data(8, 16), order, seed=5))
+    np.testing.assert_array_equal(first, second)
+
+
+# --- resuming and dealing out ---------------------------------------------------------------
+
+
+def test_resumed_batches_are_the_tail_of_the_unbroken_ones():
+    examples, data = _examples(24, 12), _data(8, 12, 1)
+    labels = np.repeat([0, 1, 2], 8)
+    order = np.concatenate([epoch_order(labels, 8, 0, epoch) for epoch in range(4)])
+    images, rows = _collect(training_batches(examples, data, order, seed=2))
+
+    tail = np.concatenate([epoch_order(labels, 8, 0, epoch) for epoch in (2, 3)])
+    resumed = training_batches(examples, data, tail, seed=2, first_step=6)
+    for whole, part in zip((images, rows), _collect(resumed), strict=True):
+        np.testing.assert_array_equal(whole[6:], part)
+
+
+@pytest.mark.parametrize(("pipelines", "replicas"), [(2, 2), (1, 2), (2, 4)])
+def test_pipelines_together_give_the_global_batches(pipelines, replicas):
+    """Consecutive elements belong to consecutive replicas, pipeline after pipeline."""
+    examples, data = _examples(24, 12), _data(8, 12, 1)
+    order = np.random.default_rng(0).permutation(24).reshape(3, 8)
+    images, rows = _collect(training_batches(examples, data, order, seed=2, first_step=5))
+
+    local = replicas // pipelines
+    parts = []
+    for i in range(pipelines):
+        context = tf.distribute.InputContext(
+            num_input_pipelines=pipelines, input_pipeline_id=i, num_replicas_in_sync=replicas
+        )
+        dataset = training_batches(examples, data, order, 2, 5, context)
+        assert dataset.element_spec[0].shape == (8 // replicas, 8, 8, 3)
+        parts.append(_collect(dataset))
+    for whole, pieces in zip((images, rows), zip(*parts, strict=True), strict=True):
+        # [steps · local, b, …] of each pipeline to [steps, B, …] of all.
+        pieces = [p.reshape(3, local * p.shape[1], *p.shape[2:]) for p in pieces]
+        np.testing.assert_array_equal(whole, np.concatenate(pieces, axis=1))
+
+
+# --- scoring --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("load_size", "margin"), [(8, 0), (12, 2), (11, 1)])
+def test_scoring_takes_the_centre_in_order(load_size, margin):
+    examples = _examples(7, load_size)
+    batches = list(scoring_batches(examples, 8, batch_size=3))
+    assert [len(batch) for batch in batches] == [3, 3, 1]
+    assert all(batch.dtype == np.float32 for batch in batches)
+    window = slice(margin, margin + 8)
+    np.testing.assert_array_equal(
+        np.concatenate(batches), examples.images[:, window, window].astype(np.float32)
+    )

@@ -1,0 +1,225 @@
+"""Decoding against Pillow and TensorFlow's whole-image decoder; TFDS against its own reader."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from refilled_tf.data.sources import Digits, TfdsSource, decode_image
+from refilled_tf.errors import InputError
+
+HEIGHT, WIDTH = 40, 60
+
+
+def _picture():
+    """A smooth picture with some texture, so that JPEG keeps it."""
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    channels = [4 * x + y, 250 - 4 * y, 120 + 80 * np.sin(x / 5) * np.cos(y / 7)]
+    return np.clip(np.stack(channels, -1), 0, 255).astype(np.uint8)
+
+
+def _encoded(kind, pixels=None, **options):
+    stream = io.BytesIO()
+    Image.fromarray(_picture() if pixels is None else pixels).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def _relative(top, left, bottom, right):
+    return np.array([top / HEIGHT, left / WIDTH, bottom / HEIGHT, right / WIDTH], np.float32)
+
+
+# (top, left, bottom, right) in pixels, all square, so that nothing is resized: inside, at each
+# border, one pixel inside and in the last corner.
+BOXES = [
+    (8, 16, 24, 32),
+    (0, 0, 9, 9),
+    (25, 45, 40, 60),
+    (0, 20, 40, 60),
+    (7, 3, 8, 4),
+    (39, 59, 40, 60),
+]
+
+
+@pytest.mark.parametrize("box", BOXES, ids=str)
+def test_jpeg_box_is_decode_then_crop(box):
+    top, left, bottom, right = box
+    encoded = _encoded("JPEG", quality=95, subsampling="4:4:4")
+    image = decode_image(encoded, _relative(*box), bottom - top).numpy()
+
+    assert image.dtype == np.uint8
+    assert image.shape == (bottom - top, right - left, 3)
+    whole = tf.io.decode_jpeg(encoded, channels=3).numpy()
+    np.testing.assert_array_equal(image, whole[top:bottom, left:right])
+    # Another decoder: Pillow's rounds its cosines otherwise.
+    pillow = np.asarray(Image.open(io.BytesIO(encoded)).crop((left, top, right, bottom)), int)
+    assert np.abs(image - pillow).max() <= 6
+
+
+def test_jpeg_box_with_halved_colours_is_exact_inside():
+    """libjpeg interpolates 4:2:0 colours; at a box's border it lacks the outer neighbours."""
+    encoded = _encoded("JPEG", quality=95, subsampling="4:2:0")
+    image = decode_image(encoded, _relative(8, 16, 24, 32), 16).numpy().astype(int)
+    whole = tf.io.decode_jpeg(encoded, channels=3).numpy()[8:24, 16:32]
+    np.testing.assert_array_equal(image[1:-1, 1:-1], whole[1:-1, 1:-1])
+    assert np.abs(image - whole).max() <= 12
+
+
+@pytest.mark.parametrize("width", [13, 21, 187])
+def test_box_of_whole_pixels_survives_float32(width):
+    """In float32 (7 / 13) · 13 is less than 7, and 14 % of such round trips are off."""
+    pixels = np.zeros((2, width, 3), np.uint8)
+    pixels[..., 0] = np.arange(width)
+    encoded = _encoded("PNG", pixels)
+    for left in range(width - 1):
+        box = np.array([0, left / width, 1, (left + 2) / width], np.float32)
+        image = decode_image(encoded, box, 2)
+        np.testing.assert_array_equal(image[0, :, 0], [left, left + 1])
+
+
+def test_box_between_pixels_holds_every_pixel_it_touches():
+    # 10.4 … 19.6 touches the pixels 10 … 19.
+    image = decode_image(_encoded("PNG"), _relative(10.4, 20.4, 19.6, 29.6), 10)
+    np.testing.assert_array_equal(image, _picture()[10:20, 20:30])
+
+
+def test_box_without_extent_is_one_pixel():
+    # 20.5 / 40 and 30.5 / 60 lie in the middle of pixel (20, 30).
+    point = _relative(20.5, 30.5, 20.5, 30.5)
+    for kind in ("PNG", "JPEG"):
+        whole = decode_image(_encoded(kind), _relative(20, 30, 21, 31), 1)
+        np.testing.assert_array_equal(decode_image(_encoded(kind), point, 1), whole)
+    corner = decode_image(_encoded("PNG"), np.ones(4, np.float32), 1)
+    np.testing.assert_array_equal(corner[0, 0], _picture()[-1, -1])
+
+
+@pytest.mark.parametrize("box", [None, (8, 16, 38, 56)], ids=["whole", "box"])
+def test_resizing_is_antialiased_bilinear(box):
+    """Pillow's BILINEAR is the same antialiased triangle filter, in fixed point."""
+    image = decode_image(_encoded("PNG"), None if box is None else _relative(*box), 16)
+    top, left, bottom, right = box or (0, 0, HEIGHT, WIDTH)
+    cropped = Image.fromarray(_picture()).crop((left, top, right, bottom))
+    wanted = np.asarray(cropped.resize((16, 16), Image.BILINEAR))
+    assert np.abs(image.numpy().astype(int) - wanted).max() <= 1
+
+
+@pytest.mark.parametrize("box", [None, _relative(0, 0, 20, 20)], ids=["whole", "box"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_grey_image_gets_three_equal_channels(kind, box):
+    image = decode_image(_encoded(kind, _picture()[..., 0]), box, 20).numpy()
+    assert image.shape == (20, 20, 3)
+    np.testing.assert_array_equal(image[..., 0], image[..., 1])
+    np.testing.assert_array_equal(image[..., 0], image[..., 2])
+
+
+def test_decoding_works_in_a_graph_of_unknown_shapes():
+    box = _relative(8, 16, 24, 32)
+    traced = tf.function(lambda encoded: decode_image(encoded, box, 16))
+    for kind in ("PNG", "JPEG"):
+        encoded = _encoded(kind)
+        np.testing.assert_array_equal(traced(encoded), decode_image(encoded, box, 16))
+
+
+# --- sources --------------------------------------------------------------------------------
+
+
+def test_digits_are_scikit_learns():
+    source, digits = Digits(), load_digits()
+    index = source.index(None)
+    np.testing.assert_array_equal(index.labels, digits.target)
+    assert index.class_names == tuple("0123456789")
+    assert len(set(index.keys)) == 1797
+
+    rows = [1796, 0, 42]
+    images, readable = source.images(index.keys[rows], 8, None)
+    assert images.dtype == np.uint8
+    assert readable.all()
+    # Intensities 0 … 16 become 0 … 255.
+    wanted = np.round(digits.images[rows] * 255 / 16)
+    for channel in range(3):
+        np.testing.assert_array_equal(images[..., channel], wanted)
+
+
+def test_name_or_folder_but_not_both():
+    for options in ({}, {"name": "cifar100", "folder": "x"}):
+        with pytest.raises(InputError, match=r"either name .* or folder"):
+            TfdsSource(**options)
+
+
+def _raw(source, split, count):
+    """Reads the first examples with TFDS itself, images still encoded."""
+    builder = tfds.builder(source.name)
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    return tfds.as_numpy(builder.as_dataset(split=split, decoders=decoders).take(count))
+
+
+def test_cub_images_are_cropped_to_their_boxes(cub):
+    examples = list(_raw(cub, "train", 8))
+    keys = [example["image/filename"].decode() for example in examples]
+    images, readable = cub.images(keys[::-1], 64, None)  # any order of keys will do
+    assert readable.all()
+
+    for image, example in zip(images[::-1], examples, strict=True):
+        picture = Image.open(io.BytesIO(example["image"])).convert("RGB")
+        top, left, bottom, right = example["bbox"] * np.tile(picture.size[::-1], 2)
+        # Every pixel that the box touches, as CUB's boxes may end between pixels.
+        box = (int(left + 1e-3), int(top + 1e-3), *np.ceil([right - 1e-3, bottom - 1e-3]))
+        boxed = np.asarray(picture.crop(box).resize((64, 64), Image.BILINEAR), float)
+        whole = np.asarray(picture.resize((64, 64), Image.BILINEAR), float)
+        error = np.abs(image - boxed).mean()
+        assert error < 3  # decoders round otherwise, and a border may differ by a pixel
+        assert error < np.abs(image - whole).mean() / 3
+
+
+def test_cub_index_agrees_with_its_file_names(cub_index):
+    """CUB's files are named Class_Name_0046_18.jpg."""
+    assert len(set(cub_index.keys)) == len(cub_index.keys)
+    assert set(cub_index.labels[cub_index.trains]) == set(cub_index.labels[~cub_index.trains])
+    for key, label in zip(cub_index.keys, cub_index.labels, strict=True):
+        assert key.lower().startswith(cub_index.class_names[label] + "_")
+
+
+def test_cifar100_is_read_as_tfds_reads_it(cifar100, cifar100_index):
+    assert cifar100_index.trains.sum() == 50000
+    assert (~cifar100_index.trains).sum() == 10000
+    # 500 + 100 images a class.
+    counts = np.bincount(cifar100_index.labels[cifar100_index.trains])
+    np.testing.assert_array_equal(counts, np.full(100, 500))
+
+    rows = {key: row for row, key in enumerate(cifar100_index.keys)}
+    examples = list(tfds.load("cifar100", split="test", as_supervised=False).take(6))
+    keys = [example["id"].numpy().decode() for example in examples]
+    images, readable = cifar100.images(keys, 32, None)
+    assert readable.all()
+    info = tfds.builder("cifar100").info.features
+    for image, key, example in zip(images, keys, examples, strict=True):
+        np.testing.assert_array_equal(image, example["image"])  # 32 to 32: nothing is resized
+        label = cifar100_index.labels[rows[key]]
+        name = info["label"].int2str(int(example["label"]))
+        assert cifar100_index.class_names[label] == name
+        assert cifar100_index.superclasses[label] == int(example["coarse_label"])
+        assert not cifar100_index.trains[rows[key]]
+
+
+def test_key_that_repeats_is_refused(cifar100):
+    with pytest.raises(InputError, match=r"TfdsSource\.key='label'|repeats"):
+        TfdsSource(name=cifar100.name, key="label").index(None)
+
+
+def test_unknown_dataset_is_named():
+    with pytest.raises(InputError, match="'no_such_birds' is not a dataset"):
+        TfdsSource(name="no_such_birds").index(None)
+
+
+def test_missing_dataset_says_how_to_get_it(tmp_path):
+    with pytest.raises(InputError) as caught:
+        TfdsSource(name="caltech_birds2011").index(str(tmp_path))
+    message = str(caught.value)
+    assert f"tfds build caltech_birds2011 --data_dir={tmp_path}" in message
+    assert "TFDS_DATA_DIR" in message
+    assert "\n" not in message

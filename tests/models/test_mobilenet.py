@@ -1,0 +1,86 @@
+"""MobileNet against the parameter counts and the settings that METHOD states."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from refilled_tf.errors import InputError
+from refilled_tf.models.mobilenet import MobileNet
+from refilled_tf.models.networks import classifier
+
+# Trainable weights with 100 and with 200 classes, and batch norm's running statistics: from the
+# layer shapes of Howard et al., Table 1, 25,600·α per 100 classes of the top layer plus biases.
+COUNTS = {
+    1.0: (3_309_476, 3_411_976, 21_888),
+    0.75: (1_893_460, 1_970_360, 16_416),
+    0.5: (869_892, 921_192, 10_944),
+    0.25: (238_772, 264_472, 5_472),
+}
+
+
+def _size(weights):
+    return sum(int(np.prod(w.shape)) for w in weights)
+
+
+@pytest.mark.parametrize("width", COUNTS)
+def test_parameter_counts(width):
+    # The image size changes no count; one backbone under two tops saves time.
+    backbone = MobileNet(width=width).build(32)
+    built = SimpleNamespace(build=lambda image_size: backbone)
+    for classes, trainable in zip((100, 200), COUNTS[width], strict=False):
+        network = classifier(built, 32, classes)
+        assert _size(network.trainable_weights) == trainable
+        assert _size(network.non_trainable_weights) == COUNTS[width][2]
+        assert network.output_shape["embedding"] == (None, 1024 * width)
+
+
+@pytest.mark.parametrize(("stride", "size", "last"), [(2, 224, 7), (2, 32, 1), (1, 32, 2)])
+def test_stem_stride_sets_the_resolution(stride, size, last):
+    """Four more strides of 2 follow the stem: 224 / 32 = 7; 32 / 16 = 2 with stride 1."""
+    network = MobileNet(width=0.25, stem_stride=stride).build(size)
+    assert network.get_layer("conv1").strides == (stride, stride)
+    assert network.get_layer("conv_pw_13_relu").output_shape[1:3] == (last, last)
+
+
+def test_batch_norm_is_synchronised_with_the_momentum_asked_for():
+    network = MobileNet(width=0.25, batch_norm_momentum=0.8).build(32)
+    norms = [x for x in network.layers if isinstance(x, tf.keras.layers.BatchNormalization)]
+    assert len(norms) == 27  # the stem's, and two of each of 13 blocks
+    assert {norm.momentum for norm in norms} == {0.8}
+    assert all(norm.synchronized for norm in norms)
+    assert MobileNet().batch_norm_momentum == 0.9
+
+
+def test_images_are_scaled_inside_to_minus_one_and_one():
+    """Keras's own MobileNet with the same weights, fed by its own preprocess_input."""
+    images = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype(np.float32)
+    network = MobileNet(width=0.25).build(32)
+    keras = tf.keras.applications.MobileNet(
+        (32, 32, 3), alpha=0.25, include_top=False, weights=None, pooling="avg"
+    )
+    keras.set_weights(network.get_weights())
+    wanted = keras(tf.keras.applications.mobilenet.preprocess_input(images.copy()))
+    np.testing.assert_allclose(network(images), wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"width": 0}, "MobileNet.width=0"),
+        ({"width": -0.5}, "MobileNet.width=-0.5"),
+        ({"stem_stride": 3}, "MobileNet.stem_stride=3"),
+    ],
+)
+def test_bad_option_is_named(options, name):
+    with pytest.raises(InputError) as caught:
+        MobileNet(**options)
+    assert name in str(caught.value)
+
+
+def test_images_too_small_are_refused():
+    with pytest.raises(InputError, match=r"32×32.*not 31"):
+        MobileNet().build(31)

@@ -1,0 +1,237 @@
+"""Every gin file of the project, its settings, and what happens to a mistake in one."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from refilled_tf import config
+from refilled_tf.data.splits import AlphabeticalHalves, RandomHalves, SuperclassHalves
+from refilled_tf.errors import InputError
+
+GIN = Path(__file__).resolve().parents[1] / "gin"
+# What two experiments share: they leave the choice of the class split to them.
+SHARED = {"cub.gin", "cub50.gin", "cifar100_cross.gin"}
+EXPERIMENTS = sorted({path.name for path in GIN.glob("*.gin")} - SHARED)
+QUICK = "quickstart.gin"
+
+
+def _stages(*args):
+    return {stage.name: stage for stage in config.load_experiment(*args).stages()}
+
+
+# --- the project's files --------------------------------------------------------------------
+
+
+def test_gin_holds_no_python():
+    """With an __init__.py in it, `import gin` would find the folder instead of the library."""
+    assert not list(GIN.rglob("*.py"))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiment_loads_and_says_how_to_run_it(name):
+    experiment = config.load_experiment([name])
+    assert len(experiment.rows) >= 1
+    first_line = (GIN / name).read_text(encoding="utf-8").splitlines()[0]
+    assert f"--gin_file=gin/{name}" in first_line
+
+
+@pytest.mark.parametrize("name", sorted(SHARED))
+def test_shared_file_lacks_only_its_class_split(name):
+    with pytest.raises(InputError, match="class_split"):
+        config.load_experiment([name])
+    config.load_experiment([name], ["Data.class_split = @RandomHalves()"])
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_operative_config_gives_the_same_experiment(name, tmp_path):
+    first = config.load_experiment([name])
+    (tmp_path / config.OPERATIVE).write_text(config.operative_config(), encoding="utf-8")
+    assert config.load_work_dir(tmp_path) == first
+
+
+def test_cub_easy_is_the_papers_protocol():
+    """METHOD: sections 2 to 4."""
+    experiment = config.load_experiment(["cub_easy.gin"])
+    stages = {stage.name: stage for stage in experiment.stages()}
+    student, refilled, triplet = (stages[n] for n in ("student", "refilled", "triplet"))
+    for stage in (student, refilled, triplet):
+        recipe = stage.recipe
+        assert (recipe.epochs, recipe.cycles, recipe.batch_size) == (200, 1, 128)
+        assert (recipe.learning_rate, recipe.decay_factor) == (0.1, 0.2)
+        assert recipe.milestones == (0.25, 0.5, 0.75)  # after 50, 100 and 150 of 200 epochs
+        assert (recipe.momentum, recipe.weight_decay) == (0.9, 5e-4)
+        assert stage.task.role == "student"
+
+    data = student.task.data
+    assert (data.source.name, data.source.box) == ("caltech_birds2011", "bbox")
+    assert data.train_fraction == 0.7
+    assert isinstance(data.class_split, RandomHalves)
+    assert data.num_classes is None
+    assert data.holdout == 0.0  # reported numbers are those of the test images
+
+    assert triplet.objective.relation == "triplet"
+    assert triplet.objective.fallback == "skip"
+    assert (triplet.objective.tau_teacher, triplet.objective.tau_student) == (2.0, 1.0)
+    assert refilled.start == triplet
+    assert (refilled.objective.weight, refilled.objective.decay) == (10.0, 0.05)
+    assert refilled.objective.tau_student == 1.0
+    assert stages["lkd"].objective.decay == 0.0
+    assert stages["lkd"].objective.weight == 10.0
+    assert stages["student_2x"].recipe.cycles == 2
+    assert stages["refilled_0.1"].objective.gamma == 0.1
+    assert stages["refilled_0.2"].objective.gamma == 0.2
+    assert stages["tuple"].objective.relation == "tuple"
+    assert stages["tuple"].objective.margin == 0.2
+    tuned = stages["fine_tune"]
+    assert (tuned.recipe.learning_rate, tuned.recipe.epochs) == (1e-4, 50)
+    assert tuned.start == stages["teacher"]
+    assert tuned.backbone == stages["teacher"].backbone
+
+    assert stages["teacher"].backbone.width == 1.0
+    assert stages["teacher"].task.role == "teacher"
+    assert stages["teacher"].task.images_per_class is None
+    rkd = stages["rkd_embedding"].objective
+    assert (rkd.distance_weight, rkd.angle_weight) == (25.0, 50.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("cub_hard.gin", AlphabeticalHalves),
+        ("cifar100_cross_easy.gin", RandomHalves),
+        ("cifar100_cross_hard.gin", SuperclassHalves),
+    ],
+)
+def test_class_split_fits_the_experiments_name(name, split):
+    assert isinstance(_stages([name])["student"].task.data.class_split, split)
+
+
+def test_cifar100_weight_and_padding():
+    """METHOD: λ = .02, so w_0 = 20; pad 4; the dataset's own split."""
+    stages = _stages(["cifar100_cross_easy.gin"])
+    assert stages["refilled"].objective.weight == 20.0
+    data = stages["student"].task.data
+    assert (data.pad, data.image_size, data.flip, data.train_fraction) == (4, 32, True, None)
+
+
+# --- single settings ------------------------------------------------------------------------
+
+
+def test_width_of_the_student_alone():
+    before = _stages([QUICK])
+    after = _stages([QUICK], ["student/MobileNet.width = 0.5"])
+    assert after["student"].backbone.width == after["triplet"].backbone.width == 0.5
+    assert after["teacher"] == before["teacher"]
+    assert after["fine_tune"].backbone == before["fine_tune"].backbone
+
+
+def test_seed_of_every_stage():
+    assert {stage.seed for stage in _stages([QUICK], ["Stage.seed = 3"]).values()} == {3}
+
+
+def test_epochs_but_where_a_stage_has_its_own():
+    stages = _stages([QUICK], ["Recipe.epochs = 4"])
+    assert stages["student"].recipe.epochs == stages["teacher"].recipe.epochs == 4
+    assert stages["fine_tune"].recipe.epochs == 50
+
+
+def test_later_setting_wins():
+    stages = _stages([QUICK], ["Recipe.epochs = 4", "Recipe.epochs = 5"])
+    assert stages["student"].recipe.epochs == 5
+
+
+def test_rows():
+    experiment = config.load_experiment([QUICK], ["Experiment.rows = [@refilled/Stage()]"])
+    assert [row.name for row in experiment.rows] == ["refilled"]
+    assert [stage.name for stage in experiment.stages()] == ["teacher", "triplet", "refilled"]
+
+
+def test_loading_leaves_nothing_behind():
+    first = config.load_experiment([QUICK])
+    config.load_experiment(["cub_easy.gin"], ["Recipe.epochs = 4"])
+    assert config.load_experiment([QUICK]) == first
+
+
+# --- mistakes -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("param", "culprit"),
+    [
+        ("Recip.epochs = 3", "'Recip'"),
+        ("Recipe.epochz = 3", "'epochz'"),
+        ("Data.source = @Nosuch()", "'@Nosuch()'"),
+        ("studnt/MobileNet.width = .5", "studnt/MobileNet.width"),
+        ("MobileNet.width = .3", "MobileNet.width"),  # teacher/ and student/ override it
+        ("width = .5", "'width'"),
+        ("Recipe.epochs", "Recipe.epochs"),
+        ("Recipe.epochs = ", "Recipe.epochs"),
+        ("Recipe.epochs = %epochs", "epochs/gin.macro"),
+        ("include 'nope.gin'", "nope.gin"),
+        ("Recipe.epochs = 0", "Recipe.epochs=0"),
+        ("student/MobileNet.width = -1", "MobileNet.width=-1"),
+        ("student/MobileNet.width = 'wide'", "'MobileNet' in scope 'student'"),
+        ("Recipe.milestones = 3", "'Recipe'"),
+        ("Experiment.rows = []", "Experiment.rows"),
+        ("Stage.teacher = None", "Stage.teacher"),
+    ],
+)
+def test_wrong_setting_is_named_in_one_line(param, culprit):
+    with pytest.raises(InputError) as caught:
+        config.load_experiment([QUICK], [param])
+    message = str(caught.value)
+    assert culprit in message
+    assert "\n" not in message
+    assert "<class" not in message
+
+
+@pytest.mark.parametrize(
+    ("text", "culprit"),
+    [
+        ("include 'nope.gin'", r"nope\.gin.*own\.gin"),
+        ("Recipe.epochs = = 3", r"own\.gin, line 1.*Recipe\.epochs = = 3"),
+        ("Recipe.seed = 1\n\nRecipe.epochs = 3", r"'seed'.*own\.gin.*line 1"),
+        ("Recipe.epochs = 3", "'rows'"),
+        ("Experiment.rows = [@student/Stage()]", "'name'.*'student'"),
+    ],
+)
+def test_wrong_file_is_named_in_one_line(tmp_path, text, culprit):
+    path = tmp_path / "own.gin"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        config.load_experiment([path])
+    assert re.search(culprit, str(caught.value))
+    assert "\n" not in str(caught.value)
+
+
+def test_mistake_is_reported_once(tmp_path, capfd, caplog):
+    """Not logged by gin as well."""
+    path = tmp_path / "own.gin"
+    path.write_text("include 'nope.gin'")
+    with pytest.raises(InputError):
+        config.load_experiment([path])
+    assert capfd.readouterr() == ("", "")
+    assert not caplog.records
+
+
+def test_missing_file_is_named():
+    with pytest.raises(InputError, match=r"--gin_file=nope\.gin does not exist"):
+        config.load_experiment(["nope.gin"])
+
+
+def test_folder_without_a_training_is_named(tmp_path):
+    with pytest.raises(InputError, match="is not the folder of a training"):
+        config.load_work_dir(tmp_path)
+
+
+def test_own_file_includes_the_projects(tmp_path, monkeypatch):
+    """As a user's file does, from any working directory, even one with a folder named data."""
+    (tmp_path / "data").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "own.gin"
+    path.write_text("include 'quickstart.gin'\nRecipe.epochs = 7")
+    assert _stages([path])["student"].recipe.epochs == 7

@@ -1,0 +1,58 @@
+"""Files are whole or not there."""
+
+from __future__ import annotations
+
+import pytest
+
+from refilled_tf import storage
+from refilled_tf.errors import InputError
+
+
+def test_json_comes_back(tmp_path):
+    value = {"α": [1, 2.5, None], "name": "chêne"}
+    path = tmp_path / "new" / "folders" / "value.json"
+    storage.write_json(path, value)
+    assert storage.read_json(path) == value
+    assert "chêne" in path.read_text(encoding="utf-8")  # for people, not escaped
+
+
+def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "value.json"
+    storage.write_json(path, 1)
+    with pytest.raises(OSError, match="disk full"), storage.replacing(path) as temporary:  # noqa: PT012
+        temporary.write_text("half")
+        raise OSError("disk full")
+    assert storage.read_json(path) == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_value_that_json_cannot_hold_leaves_the_old_file(tmp_path):
+    path = tmp_path / "value.json"
+    storage.write_json(path, 1)
+    with pytest.raises(TypeError):
+        storage.write_json(path, {"x": object()})
+    assert storage.read_json(path) == 1
+
+
+def test_new_content_appears_only_at_the_end(tmp_path):
+    path = tmp_path / "model.keras"
+    path.write_text("old")
+    with storage.replacing(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+        # Writers choose the format by the suffix; a rename needs the same folder.
+        assert temporary.suffix == ".keras"
+        assert temporary.parent == path.parent
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("content", [None, "", '{"a": ', "\xff"])
+def test_unreadable_json_is_named(tmp_path, content):
+    path = tmp_path / "result.json"
+    if content is not None:
+        path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(InputError) as caught:
+        storage.read_json(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
