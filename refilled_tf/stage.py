@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 import shutil
 import sys
 import tempfile
@@ -66,6 +67,18 @@ class Stage:
     seed: int = 0
 
     def __post_init__(self):
+        require(
+            re.fullmatch(r"[\w.-]*\w", self.name) is not None,
+            f"Stage.name={self.name!r} names a folder: letters, digits, '_', '-' and '.' only",
+        )
+        for option, kind in (("task", Task), ("objective", Objective), ("recipe", Recipe)):
+            value = getattr(self, option)
+            require(
+                isinstance(value, kind),
+                f"{self.name}/Stage.{option} = {value!r} is not a {kind.__name__}; in gin a "
+                "reference needs parentheses, such as @Recipe()",
+            )
+        require(0 <= self.seed < 2**31, f"Stage.seed={self.seed} must lie in [0, 2³¹)")
         if not self.objective.needs_teacher:
             object.__setattr__(self, "teacher", None)
         require(

@@ -59,8 +59,8 @@ def _poison(monkeypatch):
         ({"seed": 1}, "Stage.seed = 0 there, 1 now"),
         ({"task": Task(tiny.DATA, "student")}, "Task.role = 'teacher' there, 'student' now"),
         (
-            {"task": Task(dataclasses.replace(tiny.DATA, holdout=0.5), "teacher")},
-            "Data.holdout = 0.0 there, 0.5 now",
+            {"task": Task(tiny.DATA, "teacher", holdout=0.5)},
+            "Task.holdout = 0.0 there, 0.5 now",
         ),
         (
             {"recipe": dataclasses.replace(tiny.RECIPE, milestones=())},

@@ -48,9 +48,6 @@ class Data:
         class_split: which classes teach and which are learnt.
         num_classes: only the first so many classes take part; None takes all.
         train_fraction: share of each class's images that train; None keeps the dataset's split.
-        holdout: share of the training images held out for validation. When positive, models are
-            trained on the rest and scored on these, and the test images are not touched: this
-            is how hyper-parameters are chosen.
         split_seed: seed of the instance splits.
         image_size: side of a network's input, in pixels.
         load_size: side to which images are resized when loaded, ≥ image_size; training takes
@@ -64,7 +61,6 @@ class Data:
     class_split: object
     num_classes: int | None = None
     train_fraction: float | None = None
-    holdout: float = 0.0
     split_seed: int = 0
     image_size: int = 224
     load_size: int = 256
@@ -83,7 +79,6 @@ class Data:
             f"Data.train_fraction={self.train_fraction} must lie between 0 and 1, or be None "
             "for the dataset's own split",
         )
-        require(0 <= self.holdout < 1, f"Data.holdout={self.holdout} must lie in [0, 1)")
         require(
             self.on_corrupt in ("error", "skip"),
             f"Data.on_corrupt={self.on_corrupt!r} must be 'error' or 'skip'",
@@ -98,29 +93,36 @@ class Task:
         data: the dataset.
         role: "teacher" or "student": whose classes.
         images_per_class: labelled training images a class; None takes all there are.
+        holdout: share of these held out for validation. When positive, models are trained on
+            the rest and scored on these, and the test images are not touched: this is how
+            hyper-parameters are chosen.
     """
 
     data: Data
     role: str
     images_per_class: int | None = None
+    holdout: float = 0.0
 
     def __post_init__(self):
         require(
             self.images_per_class is None or self.images_per_class >= 1,
             f"{self.role}.images_per_class={self.images_per_class} must be at least 1, or None",
         )
+        require(
+            0 <= self.holdout < 1, f"{self.role}.holdout={self.holdout} must lie in [0, 1)"
+        )
 
 
 @gin.register
-def teacher(data: Data, images_per_class: int | None = None) -> Task:
+def teacher(data: Data, images_per_class: int | None = None, holdout: float = 0.0) -> Task:
     """Returns the teacher's task: `teacher.images_per_class` in a gin file."""
-    return Task(data, "teacher", images_per_class)
+    return Task(data, "teacher", images_per_class, holdout)
 
 
 @gin.register
-def student(data: Data, images_per_class: int | None = None) -> Task:
+def student(data: Data, images_per_class: int | None = None, holdout: float = 0.0) -> Task:
     """Returns the student's task: `student.images_per_class` in a gin file."""
-    return Task(data, "student", images_per_class)
+    return Task(data, "student", images_per_class, holdout)
 
 
 class Selection(NamedTuple):
@@ -177,19 +179,19 @@ def select(task: Task, index: Index) -> Selection:
                 index.keys[train], index.labels[train], task.images_per_class, data.split_seed
             )
         ]
-    if data.holdout:
+    if task.holdout:
         kept = splits.training_rows(
-            index.keys[train], index.labels[train], 1 - data.holdout, data.split_seed + 1
+            index.keys[train], index.labels[train], 1 - task.holdout, data.split_seed + 1
         )
         train, test = train[kept], train[~kept]
     names = tuple(index.class_names[c] for c in classes)
-    for what, rows in (("training", train), ("validation" if data.holdout else "test", test)):
+    for what, rows in (("training", train), ("validation" if task.holdout else "test", test)):
         empty = np.setdiff1d(classes, index.labels[rows])
         require(
             len(empty) == 0,
             f"the split leaves class {index.class_names[empty[0]] if len(empty) else ''!r} "
-            f"without {what} images; change Data.train_fraction, Data.holdout or "
-            f"{task.role}.images_per_class",
+            f"without {what} images; change Data.train_fraction, "
+            f"{task.role}.images_per_class or {task.role}.holdout",
         )
     return Selection(classes, train, test, names)
 
@@ -237,5 +239,5 @@ def load(task: Task, data_dir: str | None = None) -> TaskData:
         examples(selection.train, 0),
         examples(selection.test, len(selection.train)),
         selection.class_names,
-        "validation" if data.holdout else "test",
+        "validation" if task.holdout else "test",
     )

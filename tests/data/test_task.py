@@ -85,8 +85,7 @@ def test_images_per_class_are_nested_and_leave_test_alone():
 def test_holdout_splits_the_training_images_alone(count):
     index = _index((40,) * 4)
     plain = _keys(index, select(Task(DIGITS, "student", count), index))
-    data = dataclasses.replace(DIGITS, holdout=0.2)
-    selection = select(Task(data, "student", count), index)
+    selection = select(Task(DIGITS, "student", count, holdout=0.2), index)
     train, validation = _keys(index, selection)
     assert train | validation == plain[0]
     assert not train & validation
@@ -105,9 +104,9 @@ def test_split_seed_changes_images_but_not_classes():
     assert set(first.train) != set(other.train)
 
 
-def _refused(match, index, role="student", count=None, **options):
+def _refused(match, index, role="student", count=None, holdout=0.0, **options):
     with pytest.raises(InputError, match=match) as caught:
-        select(Task(dataclasses.replace(DIGITS, **options), role, count), index)
+        select(Task(dataclasses.replace(DIGITS, **options), role, count, holdout), index)
     assert "\n" not in str(caught.value)
 
 
@@ -128,7 +127,7 @@ def test_class_without_training_images_is_named():
 
 def test_class_without_validation_images_is_named():
     # .95 of .7·10 = 7 is 6.65 → 7, so none is held out.
-    _refused(r"'c' without validation images.*Data\.holdout", _index(), holdout=0.05)
+    _refused(r"'c' without validation images.*student\.holdout", _index(), holdout=0.05)
 
 
 @pytest.mark.parametrize("count", [1, 5, 100])
@@ -152,8 +151,6 @@ def test_class_without_any_image_is_named():
         ({"image_size": 0}, "Data.image_size=0"),
         ({"train_fraction": 1.0}, "Data.train_fraction=1.0"),
         ({"train_fraction": 0}, "Data.train_fraction=0"),
-        ({"holdout": 1.0}, "Data.holdout=1.0"),
-        ({"holdout": -0.1}, "Data.holdout=-0.1"),
         ({"on_corrupt": "ignore"}, "Data.on_corrupt='ignore'"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -162,6 +159,12 @@ def test_bad_option_is_named(options, name):
     with pytest.raises(InputError) as caught:
         dataclasses.replace(DIGITS, **options)
     assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("holdout", [1.0, -0.1])
+def test_holdout_must_be_a_share(holdout):
+    with pytest.raises(InputError, match=rf"student\.holdout={holdout}"):
+        student(DIGITS, holdout=holdout)
 
 
 def test_images_per_class_must_be_positive():
@@ -192,7 +195,7 @@ def test_digits_come_with_their_own_pixels_and_names(make):
 
 
 def test_holdout_is_called_validation():
-    assert load(student(dataclasses.replace(DIGITS, holdout=0.2))).scored_on == "validation"
+    assert load(student(DIGITS, holdout=0.2)).scored_on == "validation"
 
 
 def test_cub_student_gets_its_classes(cub):

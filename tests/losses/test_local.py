@@ -14,7 +14,7 @@ def _numpy_local_kl(logits, embeddings, labels, tau_teacher, tau_student, center
     logits, embeddings = np.asarray(logits, np.float64), np.asarray(embeddings, np.float64)
     classes = sorted(set(int(y) for y in labels))
     total = 0.0
-    for x, f in zip(embeddings, logits):
+    for x, f in zip(embeddings, logits, strict=True):
         t, s = [], []
         for c in classes:
             if centers is None:
