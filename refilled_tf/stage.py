@@ -394,7 +394,7 @@ class _Progress(tf.keras.callbacks.Callback):
         )
         newest = tf.train.latest_checkpoint(folder)
         require(
-            newest is not None or not any(folder.glob("*.index")),
+            newest is not None or not (folder / "checkpoint").exists(),
             f"{folder / 'checkpoint'}, which names the checkpoints, is unreadable or names missing "
             f"ones; delete {folder.parent} to train the stage again",
         )

@@ -187,6 +187,23 @@ def test_truncated_checkpoint(run, monkeypatch, pattern):
     assert not (folder.parent / "model.keras").exists()
 
 
+def test_kill_during_the_first_checkpoint_starts_afresh(run, monkeypatch):
+    # The file that names the newest checkpoint is written last, so it may be missing.
+    folder = _stopped(run, monkeypatch, tiny.first())
+    (folder / "checkpoint").unlink()
+    _poison(monkeypatch)
+    with pytest.raises(AssertionError, match="trained again"):
+        stage.train(tiny.first(), run)
+
+
+def test_missing_checkpoint_is_named(run, monkeypatch):
+    folder = _stopped(run, monkeypatch, tiny.first())
+    (folder / "ckpt-1.index").unlink()
+    with pytest.raises(InputError) as caught:
+        stage.train(tiny.first(), run)
+    assert str(folder / "checkpoint") in str(caught.value)
+
+
 def test_resumed_stage_is_the_unbroken_one(run, finished, tmp_path, monkeypatch):
     # Half precision too: its loss scale is part of what is kept.
     recipe = dataclasses.replace(tiny.RECIPE, epochs=3, precision="mixed_float16")
@@ -300,7 +317,7 @@ def _kill_in(folder, work_dir, name):
         process = _start(folder, work_dir, log)
         try:
             deadline = time.monotonic() + TIME_LIMIT
-            while not list((stage_folder / "checkpoints").glob("*.index")):
+            while not (stage_folder / "checkpoints" / "checkpoint").exists():
                 log.seek(0)
                 assert process.poll() is None, log.read()[-6000:]
                 assert time.monotonic() < deadline, f"no checkpoint of {name}"
