@@ -33,9 +33,7 @@ from absl import app, flags
 # TensorFlow is imported only where a measurement is made: a process is started with the peak
 # memory of the one that starts it in some of the kernel's counters.
 
-_SIZES = flags.DEFINE_list(
-    "sizes", ["128", "256", "512", "1024", "2048", "4096"], "Batch sizes."
-)
+_SIZES = flags.DEFINE_list("sizes", ["128", "256", "512", "1024", "2048", "4096"], "Batch sizes.")
 _WIDTH = flags.DEFINE_integer("width", 256, "Width of the embeddings.", lower_bound=1)
 _CLASSES = flags.DEFINE_integer("classes", 100, "Number of classes.", lower_bound=1)
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timed calls.", lower_bound=1)
@@ -99,9 +97,7 @@ def measure(
     from refilled_tf.losses.triplets import triplet_kl
 
     rng = np.random.default_rng(0)
-    student, teacher = (
-        tf.constant(rng.normal(size=(size, width)), tf.float32) for _ in range(2)
-    )
+    student, teacher = (tf.constant(rng.normal(size=(size, width)), tf.float32) for _ in range(2))
     labels = tf.constant(rng.integers(0, classes, size), tf.int32)
 
     @tf.function
@@ -197,9 +193,7 @@ def main(argv: list[str]) -> None:
     print("|" + f"{'-' * 14}:|" * len(HEADER))
     for size in sizes:
         results = {m: measure_apart(m, size, _TIME_LIMIT.value, options) for m in METHODS}
-        print(
-            "| " + " | ".join(f"{cell:>13}" for cell in row(size, results)) + " |", flush=True
-        )
+        print("| " + " | ".join(f"{cell:>13}" for cell in row(size, results)) + " |", flush=True)
 
 
 if __name__ == "__main__":

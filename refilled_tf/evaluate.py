@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from refilled_tf import config, report, stage
+from refilled_tf import config, report, stage, training
 from refilled_tf.data import batches, task
 from refilled_tf.entry import run_main
 from refilled_tf.errors import require
@@ -52,7 +52,7 @@ def evaluate(each: stage.Stage, where: stage.Run) -> None:
     stage.check_folder(each, where)
     network = stage.load_network(each, where)
     data = task.load(each.task, where.data_dir)
-    scores = stage.score(each, network, data)
+    scores = training.score(each, network, data)
     print(f"\n== {each.name}: {each.method}, {scores['images']} {scores['scored_on']} images")
     if "embedding" in scores:
         print("  ".join(f"{name} {100 * x:.2f}" for name, x in scores["embedding"].items()))

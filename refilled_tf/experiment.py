@@ -15,7 +15,7 @@ import gin
 import tensorflow as tf
 
 from refilled_tf import stage as stages
-from refilled_tf import storage
+from refilled_tf import storage, training
 from refilled_tf.errors import require
 from refilled_tf.probe import Probe
 from refilled_tf.stage import Run, Stage
@@ -105,14 +105,14 @@ def run(experiment: Experiment, where: Run, facts: dict[str, Any]) -> dict[str, 
         What results.json holds: {"schema", **facts, "rows": [`_row`, …]}.
 
     Raises:
-        InputError: as `stage.train` says; rows finished so far stay in results.json.
+        InputError: as `training.train` says; rows finished so far stay in results.json.
     """
     finished: dict[str, dict[str, Any]] = {}
     results = {"schema": RESULTS_SCHEMA, **facts, "rows": []}
     for row in experiment.rows:
         for spec in _with_parents(row):
             if isinstance(spec, Stage) and spec.name not in finished:
-                finished[spec.name] = stages.train(spec, where)
+                finished[spec.name] = training.train(spec, where)
         if isinstance(row, Probe):
             started = time.monotonic()
             probed = row.score(where)

@@ -1,7 +1,30 @@
-"""Two logical CPU devices, so that tests can build MirroredStrategy(["CPU:0", "CPU:1"])."""
+"""What all tests share: two logical CPU devices, and a work_dir with a finished teacher."""
 
+import shutil
+
+import pytest
 import tensorflow as tf
 
+# Before anything initialises TensorFlow, so that tests can build a strategy on two devices.
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
+
+import tiny  # noqa: E402
+
+from refilled_tf import training  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A work_dir with a finished teacher."""
+    work_dir = tmp_path_factory.mktemp("finished")
+    training.train(tiny.teacher(), tiny.run_in(work_dir))
+    return work_dir
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy of it, to be spoilt."""
+    shutil.copytree(finished, tmp_path / "work")
+    return tiny.run_in(tmp_path / "work")

@@ -9,7 +9,7 @@ import shutil
 import pytest
 import tiny
 
-from refilled_tf import experiment, stage
+from refilled_tf import experiment, training
 from refilled_tf.data.task import Task
 from refilled_tf.errors import InputError
 from refilled_tf.experiment import Experiment
@@ -28,14 +28,14 @@ def outcome(tmp_path_factory):
     work_dir = tmp_path_factory.mktemp("experiment")
     run = tiny.run_in(work_dir)
     trained = []
-    build = stage._build
+    build = training._build
 
     def counted(spec, *args):
         trained.append(spec.name)
         return build(spec, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "_build", counted)
+        patch.setattr(training, "_build", counted)
         results = experiment.run(Experiment((PROBE, VANILLA, tiny.second())), run, FACTS)
     return work_dir, results, trained
 
@@ -79,7 +79,7 @@ def test_schema_of_a_row(outcome):
             assert isinstance(row[key], kind), key
         assert row["split"] == "test"
         # 30 % of the digits 5 to 9.
-        assert row["images"] == len(stage.load(Task(tiny.DATA, "student"), None).test.labels)
+        assert row["images"] == len(training.load(Task(tiny.DATA, "student"), None).test.labels)
         assert 0 <= row["accuracy"] <= 1
         assert set(row["embedding"]) == {
             *("ncm", "1nn", "recall@1", "recall@2", "recall@4", "recall@8", "nmi")
@@ -131,7 +131,7 @@ def test_width_is_the_networks():
 def test_second_run_repeats_the_results_without_training(outcome, tmp_path, monkeypatch):
     work_dir, results, _ = outcome
     shutil.copytree(work_dir, tmp_path / "copy")
-    monkeypatch.setattr(stage, "_build", None)
+    monkeypatch.setattr(training, "_build", None)
     rows = (VANILLA, tiny.second())
     again = experiment.run(Experiment(rows), tiny.run_in(tmp_path / "copy"), FACTS)
     assert again["rows"] == results["rows"][1:]

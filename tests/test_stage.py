@@ -1,52 +1,16 @@
-"""Stages on disk: refused, found finished, resumed, and what bad files and bad losses do.
-
-Expected weights are those of the same stage trained without a break.
-"""
+"""A stage's folder: other settings and unreadable files are refused, by name."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import shutil
-import signal
-import subprocess
-import time
 
-import numpy as np
 import pytest
-import tensorflow as tf
 import tiny
 
-from refilled_tf import stage
+from refilled_tf import stage, training
 from refilled_tf.data.task import Task
 from refilled_tf.errors import InputError
-from refilled_tf.learners.base import Learner
 from refilled_tf.learners.relationship import RelationshipMatching
-from refilled_tf.recipe import Recipe
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A work_dir with a finished teacher."""
-    work_dir = tmp_path_factory.mktemp("finished")
-    stage.train(tiny.teacher(), tiny.run_in(work_dir))
-    return work_dir
-
-
-@pytest.fixture
-def run(finished, tmp_path):
-    """A copy of it, to be spoilt."""
-    shutil.copytree(finished, tmp_path / "work")
-    return tiny.run_in(tmp_path / "work")
-
-
-def _poison(monkeypatch):
-    def fit(*args, **kwargs):
-        raise AssertionError("trained again")
-
-    monkeypatch.setattr(Learner, "fit", fit)
-
 
 # ---- settings ----------------------------------------------------------------------------
 
@@ -70,7 +34,7 @@ def _poison(monkeypatch):
 )
 def test_other_settings_are_refused(run, change, named):
     with pytest.raises(InputError) as caught:
-        stage.train(tiny.teacher(**change), run)
+        training.train(tiny.teacher(**change), run)
     assert named in str(caught.value)
     assert str(run.folder(tiny.teacher())) in str(caught.value)
     # The one setting that differs is the only one named.
@@ -79,7 +43,7 @@ def test_other_settings_are_refused(run, change, named):
 
 
 def test_a_changed_objective_is_named_with_its_options(run):
-    stage.train(tiny.first(), run)
+    training.train(tiny.first(), run)
     changed = tiny.first(objective=RelationshipMatching(weight=11.0))
     with pytest.raises(InputError, match=r"RelationshipMatching\.weight = 10\.0 there, 11\.0 now"):
         stage.check_folder(changed, run)
@@ -87,7 +51,7 @@ def test_a_changed_objective_is_named_with_its_options(run):
 
 def test_a_changed_parent_is_named(run):
     # The stage's own options are the same; its teacher would be another network.
-    stage.train(tiny.first(), run)
+    training.train(tiny.first(), run)
     with pytest.raises(InputError, match="parent teacher = "):
         stage.check_folder(tiny.first(teacher=tiny.teacher(seed=1)), run)
 
@@ -96,22 +60,7 @@ def test_name_in_the_table_is_no_setting(run):
     stage.check_folder(tiny.teacher(method="Another name"), run)
 
 
-def test_finished_stage_is_not_trained_again(run, monkeypatch):
-    folder = run.folder(tiny.teacher())
-    written = json.loads((folder / "result.json").read_text())
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    _poison(monkeypatch)
-    assert stage.train(tiny.teacher(), run) == written
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
-
-
 # ---- files --------------------------------------------------------------------------------
-
-
-def _truncate(path):
-    content = path.read_bytes()
-    assert content
-    path.write_bytes(content[: len(content) // 2])
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"settings": 3}', ""])
@@ -119,7 +68,7 @@ def test_unreadable_stage_json(run, content):
     path = run.folder(tiny.teacher()) / "stage.json"
     path.write_text(content)
     with pytest.raises(InputError) as caught:
-        stage.train(tiny.teacher(), run)
+        training.train(tiny.teacher(), run)
     assert str(path) in str(caught.value)
 
 
@@ -128,15 +77,15 @@ def test_unreadable_result_json(run, content):
     path = run.folder(tiny.teacher()) / "result.json"
     path.write_text(content)
     with pytest.raises(InputError) as caught:
-        stage.train(tiny.teacher(), run)
+        training.train(tiny.teacher(), run)
     assert str(path) in str(caught.value)
 
 
 def test_truncated_network(run):
     path = run.folder(tiny.teacher()) / "model.keras"
-    _truncate(path)
+    tiny.truncate(path)
     with pytest.raises(InputError) as caught:
-        stage.train(tiny.first(), run)
+        training.train(tiny.first(), run)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -145,207 +94,5 @@ def test_missing_network(run):
     path = run.folder(tiny.teacher()) / "model.keras"
     path.unlink()
     with pytest.raises(InputError) as caught:
-        stage.train(tiny.first(), run)
+        training.train(tiny.first(), run)
     assert str(path) in str(caught.value)
-
-
-class _Stop(Exception):
-    pass
-
-
-def _stop_after_epoch(count, monkeypatch):
-    """Lets training stop right after a checkpoint, as a kill at that moment would."""
-    save = tf.train.CheckpointManager.save
-
-    def save_and_stop(manager, *args, **kwargs):
-        path = save(manager, *args, **kwargs)
-        if kwargs["checkpoint_number"] == count:
-            raise _Stop
-        return path
-
-    monkeypatch.setattr(tf.train.CheckpointManager, "save", save_and_stop)
-
-
-def _stopped(run, monkeypatch, spec, epoch=1):
-    with monkeypatch.context() as patch:
-        _stop_after_epoch(epoch, patch)
-        with pytest.raises(_Stop):
-            stage.train(spec, run)
-    return run.folder(spec) / "checkpoints"
-
-
-@pytest.mark.parametrize("pattern", ["*.index", "*.data-*", "checkpoint"])
-def test_truncated_checkpoint(run, monkeypatch, pattern):
-    folder = _stopped(run, monkeypatch, tiny.first())
-    (path,) = folder.glob(pattern)
-    _truncate(path)
-    _poison(monkeypatch)
-    with pytest.raises(InputError) as caught:
-        stage.train(tiny.first(), run)
-    assert str(folder) in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert not (folder.parent / "model.keras").exists()
-
-
-def test_kill_during_the_first_checkpoint_starts_afresh(run, monkeypatch):
-    # The file that names the newest checkpoint is written last, so it may be missing.
-    folder = _stopped(run, monkeypatch, tiny.first())
-    (folder / "checkpoint").unlink()
-    _poison(monkeypatch)
-    with pytest.raises(AssertionError, match="trained again"):
-        stage.train(tiny.first(), run)
-
-
-def test_missing_checkpoint_is_named(run, monkeypatch):
-    folder = _stopped(run, monkeypatch, tiny.first())
-    (folder / "ckpt-1.index").unlink()
-    with pytest.raises(InputError) as caught:
-        stage.train(tiny.first(), run)
-    assert str(folder / "checkpoint") in str(caught.value)
-
-
-def test_resumed_stage_is_the_unbroken_one(run, finished, tmp_path, monkeypatch):
-    # Half precision too: its loss scale is part of what is kept.
-    recipe = dataclasses.replace(tiny.RECIPE, epochs=3, precision="mixed_float16")
-    spec = tiny.first(recipe=recipe)
-    shutil.copytree(finished, tmp_path / "unbroken")
-    unbroken = stage.train(spec, tiny.run_in(tmp_path / "unbroken"))
-    checkpoints = _stopped(run, monkeypatch, spec, epoch=2)
-    assert {path.name for path in checkpoints.glob("*.index")} == {"ckpt-1.index", "ckpt-2.index"}
-
-    resumed = stage.train(spec, run)
-    assert resumed["embedding"] == unbroken["embedding"]
-    assert resumed["training"] == unbroken["training"]
-    weights = tiny.saved_weights(tmp_path / "unbroken", spec.name)
-    for a, b in zip(weights, tiny.saved_weights(run.work_dir, spec.name), strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert not checkpoints.exists()
-
-
-def test_stage_stopped_after_its_last_epoch_is_only_finished(run, monkeypatch):
-    # All epochs are there: nothing is trained, and the result says what it would have said.
-    spec = tiny.first()
-    _stopped(run, monkeypatch, spec, epoch=spec.recipe.total_epochs)
-    _poison(monkeypatch)
-    result = stage.train(spec, run)
-    assert set(result) == {
-        *("scored_on", "images", "embedding", "seconds", "epochs", "parameters", "training")
-    }
-    assert (run.folder(spec) / "model.keras").exists()
-
-
-# ---- divergence ---------------------------------------------------------------------------
-
-
-def test_absurd_learning_rate_is_named(run):
-    recipe = dataclasses.replace(tiny.RECIPE, learning_rate=1e30)
-    spec = tiny.second(start=None, recipe=recipe)
-    with pytest.raises(InputError) as caught:
-        stage.train(spec, run)
-    message = str(caught.value)
-    assert "'second'" in message
-    assert " step " in message
-    assert "Recipe.learning_rate" in message
-    folder = run.folder(spec)
-    assert not (folder / "result.json").exists()
-    assert not (folder / "model.keras").exists()
-
-
-def test_divergence_keeps_the_last_good_epoch(run):
-    # Two good epochs, then the rate is multiplied with 1e30: the first step of epoch 3 spoils
-    # the weights, so the loss of its second step is not finite.
-    recipe = Recipe(
-        epochs=4, batch_size=50, learning_rate=0.05, milestones=(0.5,), decay_factor=1e30
-    )
-    spec = tiny.second(start=None, recipe=recipe)
-    images = len(stage.load(spec.task, None).train.labels)
-    with pytest.raises(InputError) as caught:
-        stage.train(spec, run)
-    folder = run.folder(spec)
-    kept = folder / "checkpoints" / "ckpt-2"
-    assert f"at step {2 * (images // 50) + 2};" in str(caught.value)
-    assert f"the last good checkpoint is {kept}." in str(caught.value)
-    for name, _ in tf.train.list_variables(str(kept)):
-        value = np.asarray(tf.train.load_variable(str(kept), name))
-        assert value.dtype.kind != "f" or np.isfinite(value).all(), name
-    # Whole files only: settings, logs and checkpoints.
-    assert {path.name for path in folder.iterdir()} == {"stage.json", "checkpoints", "logs"}
-    assert not [path for path in folder.rglob(".*")]
-
-
-# ---- kill -9 ------------------------------------------------------------------------------
-
-KILL_GIN = (
-    tiny.GIN
-    + """
-Experiment.rows = [@refilled/Stage()]
-Recipe.epochs = 40
-Recipe.batch_size = 20
-teacher/Recipe.epochs = 2
-RelationshipMatching.fallback = 'farthest'
-"""
-)
-TIME_LIMIT = 120
-
-
-def _start(folder, work_dir, log):
-    return subprocess.Popen(
-        tiny.command("train", f"--gin_file={folder / 'kill.gin'}", f"--work_dir={work_dir}"),
-        env=tiny.environment(TF_CPP_MIN_LOG_LEVEL="2"),
-        cwd=folder,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-    )
-
-
-def _finish(folder, work_dir):
-    with (folder / "log").open("w+") as log:
-        process = _start(folder, work_dir, log)
-        try:
-            code = process.wait(TIME_LIMIT)
-        finally:
-            process.kill()
-            process.wait()
-        log.seek(0)
-        assert code == 0, log.read()[-6000:]
-
-
-def _kill_in(folder, work_dir, name):
-    """Starts the command and kills it when stage `name` has finished an epoch or more."""
-    stage_folder = work_dir / "stages" / name
-    with (folder / "log").open("w+") as log:
-        process = _start(folder, work_dir, log)
-        try:
-            deadline = time.monotonic() + TIME_LIMIT
-            while not (stage_folder / "checkpoints" / "checkpoint").exists():
-                log.seek(0)
-                assert process.poll() is None, log.read()[-6000:]
-                assert time.monotonic() < deadline, f"no checkpoint of {name}"
-                time.sleep(0.01)
-        finally:
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-    assert process.returncode == -signal.SIGKILL
-    # It was in the middle: some epochs are finished, the stage is not.
-    assert not (stage_folder / "result.json").exists()
-    newest = tf.train.latest_checkpoint(stage_folder / "checkpoints")
-    assert 1 <= int(newest.rpartition("-")[2]) < 40
-
-
-def test_killed_run_ends_bit_identical(tmp_path):
-    (tmp_path / "kill.gin").write_text(KILL_GIN)
-    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
-    _finish(tmp_path, unbroken)
-    _kill_in(tmp_path, broken, "triplet")
-    _kill_in(tmp_path, broken, "refilled")
-    _finish(tmp_path, broken)
-
-    for name in ("teacher", "triplet", "refilled"):
-        weights = tiny.saved_weights(unbroken, name)
-        assert len(weights) >= 5
-        for a, b in zip(weights, tiny.saved_weights(broken, name), strict=True):
-            assert np.array_equal(a, b), name
-        results = [work_dir / "stages" / name / "result.json" for work_dir in (unbroken, broken)]
-        one, other = (json.loads(path.read_text()) for path in results)
-        for key in ("accuracy", "embedding", "training", "epochs"):
-            assert one.get(key) == other.get(key), (name, key)

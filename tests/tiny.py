@@ -147,3 +147,10 @@ def _forbid_writing(folder: str) -> None:
 
 if "TINY_READ_ONLY" in os.environ:
     _forbid_writing(str(Path(os.environ["TINY_READ_ONLY"]).resolve()))
+
+
+def truncate(path: Path) -> None:
+    """Cuts a file in half, as a full disk or a killed copy would."""
+    content = path.read_bytes()
+    assert content
+    path.write_bytes(content[: len(content) // 2])

@@ -108,9 +108,7 @@ class Task:
             self.images_per_class is None or self.images_per_class >= 1,
             f"{self.role}.images_per_class={self.images_per_class} must be at least 1, or None",
         )
-        require(
-            0 <= self.holdout < 1, f"{self.role}.holdout={self.holdout} must lie in [0, 1)"
-        )
+        require(0 <= self.holdout < 1, f"{self.role}.holdout={self.holdout} must lie in [0, 1)")
 
 
 @gin.register

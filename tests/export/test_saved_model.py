@@ -18,7 +18,7 @@ from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
 from export import check, requests, server_files, signatures, trained, versions
-from refilled_tf import config, stage, storage
+from refilled_tf import config, stage, storage, training
 from refilled_tf.data import batches
 from refilled_tf.data.sources import Digits, decode_image
 from refilled_tf.data.splits import AlphabeticalHalves
@@ -68,7 +68,7 @@ def work_dir(tmp_path_factory):
     spec = _experiment(folder, "Experiment.rows = [@student/Stage(), @refilled/Stage()]")
     storage.write_text(folder / config.OPERATIVE, config.operative_config())
     where = stage.Run(folder, None, tf.distribute.get_strategy())
-    stage.train(next(each for each in spec.stages() if each.name == "student"), where)
+    training.train(next(each for each in spec.stages() if each.name == "student"), where)
     return folder
 
 

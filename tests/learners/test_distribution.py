@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 import tiny
 
-from refilled_tf import stage
+from refilled_tf import training
 from refilled_tf.data import batches
 from refilled_tf.data.task import Task
 from refilled_tf.learners import base
@@ -66,13 +66,13 @@ def _order(labels, batch_size, seed, epoch, classes_per_batch=None):
 @pytest.fixture(scope="module")
 def teacher_dir(tmp_path_factory):
     work_dir = tmp_path_factory.mktemp("teacher")
-    stage.train(tiny.teacher(), tiny.run_in(work_dir))
+    training.train(tiny.teacher(), tiny.run_in(work_dir))
     return work_dir
 
 
 def _train(spec, work_dir, devices, teacher_dir):
     shutil.copytree(teacher_dir, work_dir)
-    result = stage.train(spec, tiny.run_in(work_dir, devices))
+    result = training.train(spec, tiny.run_in(work_dir, devices))
     return result["training"], tiny.saved_weights(work_dir, spec.name)
 
 
@@ -130,7 +130,7 @@ def test_two_replicas_are_one_device_for_mobilenet(tmp_path, monkeypatch):
     monkeypatch.setattr(batches, "epoch_order", _order)
     data = dataclasses.replace(tiny.DATA, image_size=32, load_size=32, pad=4, train_fraction=0.95)
     teacher = tiny.teacher(task=Task(data, "teacher", 10))
-    stage.train(teacher, tiny.run_in(tmp_path / "teacher"))
+    training.train(teacher, tiny.run_in(tmp_path / "teacher"))
     spec = tiny.first(
         task=Task(data, "student", 10),
         teacher=teacher,

@@ -176,9 +176,7 @@ def test_half_precision_input(dtype):
     student, teacher = (tf.cast(rng.normal(size=(16, 5)) * 50, dtype) for _ in range(2))
     labels = np.arange(16) % 4
     loss, _, gradient, _ = _loss_and_gradients(student, teacher, labels, **TAUS)
-    exact, _ = tuple_kl(
-        tf.cast(student, tf.float32), tf.cast(teacher, tf.float32), labels, **TAUS
-    )
+    exact, _ = tuple_kl(tf.cast(student, tf.float32), tf.cast(teacher, tf.float32), labels, **TAUS)
     assert loss.dtype == tf.float32
     assert gradient.dtype == dtype
     assert float(loss) == float(exact) > 0

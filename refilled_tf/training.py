@@ -1,0 +1,254 @@
+"""Trains one stage: builds its learner, goes on from its last epoch, scores and saves it."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sys
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+from tqdm.keras import TqdmCallback
+
+from refilled_tf import storage
+from refilled_tf.data import batches
+from refilled_tf.data.task import Examples, TaskData, load
+from refilled_tf.errors import InputError, require
+from refilled_tf.evaluation.embedding import embedding_quality
+from refilled_tf.learners.base import Learner
+from refilled_tf.learners.cross_entropy import accuracy
+from refilled_tf.losses.local import class_centers
+from refilled_tf.models import networks
+from refilled_tf.stage import Run, Stage, check_folder, load_network
+
+
+def train(stage: Stage, run: Run) -> dict[str, Any]:
+    """Trains a stage whose parents are finished, or goes on with it, or finds it finished.
+
+    Args:
+        stage: what to train.
+        run: where.
+
+    Returns:
+        What result.json holds: see `score`, plus seconds, parameters and training figures.
+
+    Raises:
+        InputError: the folder is another stage's, a file is unreadable, or the loss is not
+            finite.
+    """
+    folder = run.folder(stage)
+    check_folder(stage, run)
+    if (folder / "result.json").exists():
+        return storage.read_json(folder / "result.json")
+
+    data = load(stage.task, run.data_dir)
+    learner, steps = _build(stage, run, data)
+    progress = _Progress(stage, run, learner, steps)
+    if run.is_chief:
+        facts = {"settings": stage.settings(), "digest": stage.digest()}
+        facts |= {"class_names": data.class_names, "training_images": len(data.train.labels)}
+        storage.write_json(folder / "stage.json", facts)
+    first, total = progress.finished_epochs, stage.recipe.total_epochs
+    if first < total:
+        learner.fit(
+            _distributed_batches(stage, run, data.train, first, steps),
+            initial_epoch=first,
+            epochs=total,
+            steps_per_epoch=steps,
+            callbacks=_callbacks(stage, run, progress),
+            verbose=0,
+        )
+    network = _without_strategy(learner.student)
+    result = score(stage, network, data) | {
+        "seconds": round(float(progress.seconds.numpy()), 1),
+        "epochs": total,
+        "parameters": count_parameters(network),
+        "training": progress.last_logs,
+    }
+    if run.is_chief:
+        with storage.replacing(folder / "model.keras") as path:
+            network.save(path)
+        storage.write_json(folder / "result.json", result)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    run.wait_for_all()
+    return result
+
+
+def score(stage: Stage, network: tf.keras.Model, data: TaskData) -> dict[str, Any]:
+    """Scores a network on its task's test (or validation) images.
+
+    Returns:
+        "scored_on", "images", and "accuracy" for a classifier or "embedding" (see
+        `embedding_quality`) for an embedding network.
+    """
+    size = stage.task.data.image_size
+    test = networks.outputs_of(network, batches.scoring_batches(data.test, size))
+    result = {"scored_on": data.scored_on, "images": len(data.test.labels)}
+    if stage.objective.classifies:
+        return result | {"accuracy": float(accuracy(test["logits"], data.test.labels))}
+    train_outputs = networks.outputs_of(network, batches.scoring_batches(data.train, size))
+    quality = embedding_quality(
+        train_outputs["embedding"],
+        data.train.labels,
+        test["embedding"],
+        data.test.labels,
+        stage.seed,
+    )
+    return result | {"embedding": quality}
+
+
+def count_parameters(network: tf.keras.Model) -> dict[str, int]:
+    """Returns the numbers of trainable weights and of batch-norm statistics."""
+    count = {
+        "trainable": network.trainable_weights,
+        "batch_norm": network.non_trainable_weights,
+    }
+    return {name: int(sum(np.prod(w.shape) for w in ws)) for name, ws in count.items()}
+
+
+def _without_strategy(network: tf.keras.Model) -> tf.keras.Model:
+    """Returns a copy in ordinary variables.
+
+    Batch norm's statistics are reduced over all workers on reading, so every worker comes here,
+    and the copy can then be read by one of them alone.
+    """
+    copy = tf.keras.models.clone_model(network)
+    copy.set_weights(network.get_weights())
+    return copy
+
+
+def _build(stage: Stage, run: Run, data: TaskData) -> tuple[Learner, int]:
+    """Builds the learner in the strategy's scope; returns it and the steps of an epoch."""
+    recipe, size = stage.recipe, stage.task.data.image_size
+    order = batches.epoch_order(
+        data.train.labels, recipe.batch_size, stage.seed, 0, recipe.classes_per_batch
+    )
+    steps = len(order)
+    # Initial weights come from the seed alone, not from what ran before in this process.
+    tf.keras.utils.set_random_seed(stage.seed)
+    tf.keras.mixed_precision.set_global_policy(recipe.precision)
+    with run.strategy.scope():
+        if stage.objective.classifies:
+            student = networks.classifier(stage.backbone, size, len(data.class_names))
+        else:
+            student = networks.embedding_network(stage.backbone, size)
+        if stage.start:
+            networks.copy_embedding_weights(load_network(stage.start, run), student)
+        teacher = load_network(stage.teacher, run) if stage.teacher else None
+        centers = None
+        if stage.objective.needs_teacher_centers:
+            outputs = networks.outputs_of(teacher, batches.scoring_batches(data.train, size))
+            centers, _ = class_centers(
+                outputs["embedding"], data.train.labels, len(data.class_names)
+            )
+        learner = Learner(student, stage.objective, teacher, centers, recipe.weight_decay, steps)
+        learner.compile(optimizer=recipe.optimizer(steps))
+        learner.optimizer.build(student.trainable_variables)
+    return learner, steps
+
+
+def _distributed_batches(stage: Stage, run: Run, examples: Examples, first: int, steps: int):
+    """Returns the batches of all epochs from `first` on, dealt out to workers and replicas."""
+    recipe = stage.recipe
+    order = np.concatenate(
+        [
+            batches.epoch_order(
+                examples.labels, recipe.batch_size, stage.seed, epoch, recipe.classes_per_batch
+            )
+            for epoch in range(first, recipe.total_epochs)
+        ]
+    )
+    return run.strategy.distribute_datasets_from_function(
+        lambda context: batches.training_batches(
+            examples, stage.task.data, order, stage.seed, first * steps, context
+        )
+    )
+
+
+def _callbacks(stage: Stage, run: Run, progress: _Progress) -> list:
+    if not run.is_chief:
+        return [progress]
+    # A log file gets a line every half minute, a terminal a moving bar.
+    bar = TqdmCallback(verbose=0, desc=stage.name, mininterval=0.2 if sys.stderr.isatty() else 30.0)
+    board = tf.keras.callbacks.TensorBoard(
+        run.folder(stage) / "logs", write_graph=False, profile_batch=0
+    )
+    return [progress, bar, board]
+
+
+class _Progress(tf.keras.callbacks.Callback):
+    """Keeps the last finished epochs on disk, goes on from there, stops at a non-finite loss.
+
+    Two epochs are kept: the older one is deleted only when the newer is whole.
+    """
+
+    def __init__(self, stage: Stage, run: Run, learner: Learner, steps: int):
+        """Restores the newest checkpoint, if there is one."""
+        super().__init__()
+        self._stage, self._learner, self._steps = stage, learner, steps
+        folder = run.folder(stage) / "checkpoints"
+        with run.strategy.scope():
+            self.seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)
+            self._epochs = tf.Variable(0, dtype=tf.int64, trainable=False)
+        checkpoint = tf.train.Checkpoint(
+            student=learner.student,
+            optimizer=learner.optimizer,
+            epochs=self._epochs,
+            seconds=self.seconds,
+        )
+        newest = tf.train.latest_checkpoint(folder)
+        require(
+            newest is not None or not (folder / "checkpoint").exists(),
+            f"{folder / 'checkpoint'}, which names the checkpoints, is unreadable or names missing "
+            f"ones; delete {folder.parent} to train the stage again",
+        )
+        if newest:
+            try:
+                with run.strategy.scope():
+                    checkpoint.restore(newest).assert_existing_objects_matched()
+            except Exception as error:  # TensorFlow raises anything down to IndexError.
+                raise InputError(
+                    f"checkpoint {newest} is unreadable ({type(error).__name__}); delete "
+                    f"{folder.parent} to train the stage again"
+                ) from error
+            logging.info("%s goes on after epoch %d", stage.name, self.finished_epochs)
+        # Every worker takes part in saving, since batch norm's statistics are reduced on reading.
+        self._elsewhere = None if run.is_chief else tempfile.TemporaryDirectory()
+        where = folder if self._elsewhere is None else self._elsewhere.name
+        self._manager = tf.train.CheckpointManager(checkpoint, str(where), max_to_keep=2)
+        self._started = time.monotonic()
+        self.last_logs: dict[str, float] = {}
+
+    @property
+    def finished_epochs(self) -> int:
+        """Epochs that need not be trained again."""
+        return int(self._epochs.numpy())
+
+    def on_train_batch_end(self, batch: int, logs=None) -> None:
+        """Stops the run at the step that made the loss NaN or infinite."""
+        if not math.isfinite(logs["loss"]):
+            step = self.finished_epochs * self._steps + batch + 1
+            self._diverged(f"the loss is {logs['loss']} at step {step}")
+
+    def on_epoch_end(self, epoch: int, logs=None) -> None:
+        """Saves the epoch, unless its last step has spoilt the weights."""
+        weights = self._learner.student.trainable_variables
+        if not all(bool(tf.reduce_all(tf.math.is_finite(w))) for w in weights):
+            self._diverged(f"a weight is not finite after step {(epoch + 1) * self._steps}")
+        now = time.monotonic()
+        self.seconds.assign_add(now - self._started)
+        self._started = now
+        self._epochs.assign(epoch + 1)
+        self.last_logs = {name: float(value) for name, value in logs.items()}
+        self._manager.save(checkpoint_number=epoch + 1)
+
+    def _diverged(self, what: str) -> None:
+        kept = self._manager.latest_checkpoint
+        raise InputError(
+            f"stage {self._stage.name!r}: {what}; the last good checkpoint is {kept}. A lower "
+            "Recipe.learning_rate or loss weight may help"
+        )
