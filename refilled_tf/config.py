@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,6 @@ from refilled_tf.data import sources, splits, task  # noqa: F401
 from refilled_tf.errors import InputError, require
 from refilled_tf.learners import cross_entropy, joint, local, relationship, rkd  # noqa: F401
 from refilled_tf.models import mobilenet  # noqa: F401
-from refilled_tf.quiet import muted
 
 GIN_FOLDER = Path(__file__).resolve().parent.parent / "gin"
 OPERATIVE = "operative_config.gin"
@@ -52,9 +50,7 @@ def load_experiment(
         )
     gin.clear_config()
     try:
-        # gin logs an error for every folder of the search path that lacks an include.
-        with muted(logging.ERROR):
-            gin.parse_config_files_and_bindings([str(path) for path in files], list(params))
+        gin.parse_config_files_and_bindings([str(path) for path in files], list(params))
         built = gin.get_configurable(experiments.Experiment)()
     except (ValueError, TypeError, SyntaxError, OSError, RuntimeError, InputError) as error:
         # gin appends where the error happened on further lines; the first one says what.
