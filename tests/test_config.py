@@ -110,7 +110,7 @@ def test_class_split_fits_the_experiments_name(name, split):
 
 
 def test_cifar100_weight_and_padding():
-    """METHOD: λ = .02, so w_0 = 20; pad 4; the dataset's own split."""
+    """Paper: λ = .02, so w_0 = 20; pad 4; the dataset's own split."""
     stages = _stages(["cifar100_cross_easy.gin"])
     assert stages["refilled"].objective.weight == 20.0
     data = stages["student"].task.data
@@ -121,8 +121,8 @@ def test_cifar100_weight_and_padding():
 
 
 def test_width_of_the_student_alone():
-    before = _stages([QUICK])
-    after = _stages([QUICK], ["student/MobileNet.width = 0.5"])
+    before = _stages(["cub_easy.gin"])
+    after = _stages(["cub_easy.gin"], ["student/MobileNet.width = 0.5"])
     assert after["student"].backbone.width == after["triplet"].backbone.width == 0.5
     assert after["teacher"] == before["teacher"]
     assert after["fine_tune"].backbone == before["fine_tune"].backbone
@@ -133,7 +133,7 @@ def test_seed_of_every_stage():
 
 
 def test_epochs_but_where_a_stage_has_its_own():
-    stages = _stages([QUICK], ["Recipe.epochs = 4"])
+    stages = _stages(["cub_easy.gin"], ["Recipe.epochs = 4"])
     assert stages["student"].recipe.epochs == stages["teacher"].recipe.epochs == 4
     assert stages["fine_tune"].recipe.epochs == 50
 
