@@ -18,7 +18,7 @@ def _rates(recipe, steps_per_epoch):
 
 
 def test_papers_schedule():
-    """METHOD: 0.1, ×0.2 at epochs 50, 100 and 150 of 200."""
+    """The paper: 0.1, ×0.2 at epochs 50, 100 and 150 of 200."""
     rates = _rates(Recipe(), 1)
     wanted = np.repeat([0.1, 0.02, 0.004, 0.0008], 50)
     np.testing.assert_allclose(rates, wanted, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""MobileNet against the parameter counts and the settings that METHOD states."""
+"""MobileNet against the parameter counts and the settings that the paper's networks have."""
 
 from __future__ import annotations
 
