@@ -42,7 +42,7 @@ def load(work_dir: Path, stage_name: str | None, data_dir: str | None) -> Traine
     Args:
         work_dir: the folder of a training.
         stage_name: which of its stages; None leaves it to `choose_stage`.
-        data_dir: the folder of prepared TFDS datasets; None for TFDS's default.
+        data_dir: the folder of prepared TFDS datasets; None for the training's.
 
     Returns:
         The network with all that is known of it.
@@ -52,6 +52,7 @@ def load(work_dir: Path, stage_name: str | None, data_dir: str | None) -> Traine
             dataset is missing or unreadable.
     """
     experiment = config.load_work_dir(work_dir)
+    data_dir = data_dir or experiment.data_dir
     where = Run(work_dir, data_dir, tf.distribute.get_strategy())
     finished = {s.name for s in experiment.stages() if (where.folder(s) / "result.json").exists()}
     stage = choose_stage(experiment.stages(), finished, stage_name)

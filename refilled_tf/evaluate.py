@@ -28,7 +28,8 @@ def main(argv: list[str]) -> None:
     """Scores the stages that the flags name."""
     work_dir = Path(FLAGS.work_dir)
     spec = config.load_work_dir(work_dir)
-    where = stage.Run(work_dir, FLAGS.data_dir, tf.distribute.get_strategy())
+    data_dir = FLAGS.data_dir or spec.data_dir
+    where = stage.Run(work_dir, data_dir, tf.distribute.get_strategy())
     known = {each.name: each for each in spec.stages()}
     unknown = [name for name in FLAGS.stage if name not in known]
     require(not unknown, f"--stage={unknown} is not a stage here; there are {', '.join(known)}")

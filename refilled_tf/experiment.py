@@ -34,11 +34,14 @@ class Experiment:
         strategy: "mirrored" for all GPUs of this machine (or its CPU), "multi_worker" for
             several machines that TF_CONFIG names.
         deterministic: whether every op is made reproducible, at some cost in speed on a GPU.
+        data_dir: folder of prepared TFDS datasets, unless the command line names one; None for
+            TFDS's own. Where data lie does not shape results, so no stage depends on it.
     """
 
     rows: tuple[Row, ...]
     strategy: str = "mirrored"
     deterministic: bool = True
+    data_dir: str | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "rows", tuple(self.rows))

@@ -34,7 +34,8 @@ def main(argv: list[str]) -> None:
     check_work_dir(work_dir)
     if spec.deterministic:
         tf.config.experimental.enable_op_determinism()
-    where = Run(work_dir, FLAGS.data_dir, experiment.make_strategy(spec.strategy))
+    data_dir = FLAGS.data_dir or spec.data_dir
+    where = Run(work_dir, data_dir, experiment.make_strategy(spec.strategy))
     facts = {
         "experiment": [str(path) for path in FLAGS.gin_file],
         "command": shlex.join(

@@ -131,6 +131,15 @@ def test_bad_setting(fails, gin_file, tmp_path, case):
     assert not work_dir.exists()
 
 
+def test_dataset_folder_by_gin(fails, gin_file, tmp_path):
+    """The error names the folder that was looked into: the setting's, unless a flag is given."""
+    gin_file.write_text(gin_file.read_text() + BAD_SETTINGS["dataset not prepared"][0])
+    arguments = [f"--gin_file={gin_file}", f"--work_dir={tmp_path / 'work'}"]
+    arguments.append(f"--gin_param=Experiment.data_dir = '{tmp_path / 'by_gin'}'")
+    assert "by_gin" in _one_line(fails(*arguments))
+    assert "by_flag" in _one_line(fails(*arguments, f"--data_dir={tmp_path / 'by_flag'}"))
+
+
 def test_unused_gin_param(fails, gin_file):
     err = _one_line(fails(f"--gin_file={gin_file}", "--gin_param=TfdsSource.name = 'cifar10'"))
     assert "TfdsSource.name" in err
