@@ -24,6 +24,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from refilled_tf.data.batches import center_crop
 from refilled_tf.data.sources import decode_image
 from refilled_tf.data.task import Data
 
@@ -97,8 +98,7 @@ def _functions(network: tf.keras.Model, data: Data, names: tf.lookup.StaticHashT
             encoded,
             fn_output_signature=tf.TensorSpec([loaded, loaded, 3], tf.uint8),
         )
-        window = slice((loaded - size) // 2, (loaded - size) // 2 + size)
-        return tf.cast(squares[:, window, window], tf.float32)
+        return tf.cast(center_crop(squares, size), tf.float32)
 
     def image_bytes_of(examples):
         feature = tf.io.FixedLenFeature([], tf.string)

@@ -54,7 +54,7 @@ def load(work_dir: Path, stage_name: str | None, data_dir: str | None) -> Traine
     experiment = config.load_work_dir(work_dir)
     data_dir = data_dir or experiment.data_dir
     where = Run(work_dir, data_dir, tf.distribute.get_strategy())
-    finished = {s.name for s in experiment.stages() if (where.folder(s) / "result.json").exists()}
+    finished = {stage.name for stage in experiment.stages() if where.is_finished(stage)}
     stage = choose_stage(experiment.stages(), finished, stage_name)
     stages.check_folder(stage, where)
     return Trained(

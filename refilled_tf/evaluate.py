@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
     known = {each.name: each for each in spec.stages()}
     unknown = [name for name in FLAGS.stage if name not in known]
     require(not unknown, f"--stage={unknown} is not a stage here; there are {', '.join(known)}")
-    finished = [n for n in known if (where.folder(known[n]) / "result.json").exists()]
+    finished = [name for name, each in known.items() if where.is_finished(each)]
     chosen = FLAGS.stage or finished
     require(bool(chosen), f"{work_dir} has no finished stage")
     for name in chosen:
@@ -53,17 +53,18 @@ def evaluate(each: stage.Stage, where: stage.Run) -> None:
     stage.check_folder(each, where)
     network = stage.load_network(each, where)
     data = task.load(each.task, where.data_dir)
-    scores = training.score(each, network, data)
-    print(f"\n== {each.name}: {each.method}, {scores['images']} {scores['scored_on']} images")
-    if "embedding" in scores:
-        print("  ".join(f"{name} {100 * x:.2f}" for name, x in scores["embedding"].items()))
+    print(f"\n== {each.name}: {each.method}, {len(data.test.labels)} {data.scored_on} images")
+    if not each.objective.classifies:
+        quality = training.score(each, network, data)["embedding"]
+        print("  ".join(f"{name} {100 * x:.2f}" for name, x in quality.items()))
         return
     images = batches.scoring_batches(data.test, each.task.data.image_size)
     predictions = np.argmax(networks.outputs_of(network, images)["logits"], axis=-1)
-    print(f"accuracy {100 * scores['accuracy']:.2f}")
+    accuracy = 100 * np.mean(predictions == data.test.labels)
+    print(f"accuracy {accuracy:.2f}")
     print(report.per_class_accuracy(data.test.labels, predictions, data.class_names))
     picture = where.folder(each) / "confusion.png"
-    title = f"{each.method}: {100 * scores['accuracy']:.2f} % of {scores['images']} images"
+    title = f"{each.method}: {accuracy:.2f} % of {len(data.test.labels)} images"
     report.save_confusion_matrix(picture, data.test.labels, predictions, data.class_names, title)
     print(f"confusion matrix: {picture}")
 

@@ -136,6 +136,10 @@ class Run:
         """Returns the stage's folder."""
         return self.work_dir / "stages" / stage.name
 
+    def is_finished(self, stage: Stage) -> bool:
+        """Whether the stage is trained and scored."""
+        return (self.folder(stage) / "result.json").exists()
+
     def wait_for_all(self) -> None:
         """Returns when every worker has come here."""
         if isinstance(self.strategy, tf.distribute.MultiWorkerMirroredStrategy):

@@ -42,7 +42,7 @@ def train(stage: Stage, run: Run) -> dict[str, Any]:
     """
     folder = run.folder(stage)
     check_folder(stage, run)
-    if (folder / "result.json").exists():
+    if run.is_finished(stage):
         return storage.read_json(folder / "result.json")
 
     data = load(stage.task, run.data_dir)

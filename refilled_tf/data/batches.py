@@ -144,7 +144,16 @@ def scoring_batches(examples: Examples, image_size: int, batch_size: int = 256) 
     Yields:
         [b, image_size, image_size, 3] float32 in [0, 255].
     """
-    margin = (examples.images.shape[1] - image_size) // 2
+    cropped = center_crop(examples.images, image_size)
+    for start in range(0, len(cropped), batch_size):
+        yield cropped[start : start + batch_size].astype(np.float32)
+
+
+def center_crop(images, image_size: int):
+    """Cuts the centres of square images out: [N, L, L, 3] to [N, image_size, image_size, 3].
+
+    By slicing alone, so it serves arrays (of which it returns a view) and tensors in a graph.
+    """
+    margin = (images.shape[1] - image_size) // 2
     window = slice(margin, margin + image_size)
-    for start in range(0, len(examples.images), batch_size):
-        yield examples.images[start : start + batch_size, window, window].astype(np.float32)
+    return images[:, window, window]

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from refilled_tf.errors import require
 from refilled_tf.learners.base import GlobalBatch, Objective
-from refilled_tf.losses.triplets import triplet_kl
+from refilled_tf.losses.triplets import FALLBACKS, triplet_kl
 from refilled_tf.losses.tuples import tuple_kl
 
 
@@ -47,8 +47,8 @@ class RelationshipMatching(Objective):
             f"RelationshipMatching.relation={self.relation!r} must be 'triplet' or 'tuple'",
         )
         require(
-            self.fallback in ("skip", "farthest"),
-            f"RelationshipMatching.fallback={self.fallback!r} must be 'skip' or 'farthest'",
+            self.fallback in FALLBACKS,
+            f"RelationshipMatching.fallback={self.fallback!r} must be one of {FALLBACKS}",
         )
 
     def __call__(self, batch: GlobalBatch) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
