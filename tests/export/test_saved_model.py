@@ -6,9 +6,9 @@ what that Keras network gives for the same pixels.
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
+import digits
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -18,7 +18,7 @@ from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
 from export import check, requests, server_files, signatures, trained, versions
-from refilled_tf import config, stage, storage, training
+from refilled_tf import storage
 from refilled_tf.data import batches
 from refilled_tf.data.sources import Digits, decode_image
 from refilled_tf.data.splits import AlphabeticalHalves
@@ -29,67 +29,6 @@ from refilled_tf.models import networks
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = ["5", "6", "7", "8", "9"]  # what gin/data/digits.gin gives the student
 SIGNATURES = {"serving_default", "serving_bytes", "serving_tensor", "embedding", "classify"}
-
-
-# The quickstart with more images; its includes in full, as any package of a name such as "data"
-# on the path of a process hides gin's folders.
-GIN = f"""
-include '{ROOT}/gin/data/digits.gin'
-include '{ROOT}/gin/models/mobilenet.gin'
-include '{ROOT}/gin/methods/cross_task.gin'
-teacher/MobileNet.width = 0.25
-MobileNet.stem_stride = 1
-student.images_per_class = 50
-Recipe.epochs = 6
-Recipe.batch_size = 25
-"""
-
-
-def _experiment(folder, *params):
-    path = folder / "digits.gin"
-    path.write_text(GIN)
-    return config.load_experiment([path], params)
-
-
-def _command(*flags):
-    return subprocess.run(
-        [sys.executable, "-m", "export.saved_model", *flags],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-@pytest.fixture(scope="session")
-def work_dir(tmp_path_factory):
-    """A training of which "student" is finished, the embedding "triplet" and "refilled" not."""
-    folder = tmp_path_factory.mktemp("work_dir")
-    spec = _experiment(folder, "Experiment.rows = [@student/Stage(), @refilled/Stage()]")
-    storage.write_text(folder / config.OPERATIVE, config.operative_config())
-    where = stage.Run(folder, None, tf.distribute.get_strategy())
-    training.train(next(each for each in spec.stages() if each.name == "student"), where)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def model(work_dir):
-    return trained.load(work_dir, None, None)
-
-
-@pytest.fixture(scope="session")
-def base(work_dir, tmp_path_factory):
-    """The folder of versions that the command itself has made."""
-    folder = tmp_path_factory.mktemp("exports") / "digits"
-    run = _command(f"--work_dir={work_dir}", f"--export_dir={folder}")
-    assert run.returncode == 0, run.stderr
-    return folder
-
-
-@pytest.fixture(scope="session")
-def version(base):
-    (number,) = versions.existing(base)
-    return base / str(number)
 
 
 @pytest.fixture(scope="session")
@@ -454,13 +393,13 @@ def test_folder_that_is_no_trainings(tmp_path):
 )
 def test_stage_of_choice(finished, expected, tmp_path):
     # From the flag's help: "refilled", else the last classifier of the student's task.
-    known = _experiment(tmp_path).stages()
+    known = digits.experiment(tmp_path).stages()
     known = [each for each in known if each.name in finished]
     assert trained.choose_stage(known, finished, None).name == expected
 
 
 def test_teacher_alone_is_not_exported_unasked(tmp_path):
-    known = _experiment(tmp_path).stages()
+    known = digits.experiment(tmp_path).stages()
     with pytest.raises(InputError, match="no classifier of the student's task is finished"):
         trained.choose_stage(known, {"teacher", "triplet"}, None)
     assert trained.choose_stage(known, {"teacher"}, "teacher").name == "teacher"
@@ -481,6 +420,8 @@ def test_export_dir_below_a_file(model, tmp_path):
 
 def test_command_ends_with_one_line_on_bad_input(work_dir, tmp_path):
     (tmp_path / "file").touch()
-    run = _command(f"--work_dir={work_dir}", f"--export_dir={tmp_path / 'file'}")
+    run = digits.command(
+        "export.saved_model", f"--work_dir={work_dir}", f"--export_dir={tmp_path / 'file'}"
+    )
     assert run.returncode == 1
     assert run.stderr == f"error: --export_dir={tmp_path / 'file'} is not a folder\n"

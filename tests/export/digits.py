@@ -1,0 +1,40 @@
+"""A training on scikit-learn's digits that the tests of exports start from."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from refilled_tf import config
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# The quickstart with more images; its includes in full, as any package of a name such as "data"
+# on the path of a process hides gin's folders.
+GIN = f"""
+include '{ROOT}/gin/data/digits.gin'
+include '{ROOT}/gin/models/mobilenet.gin'
+include '{ROOT}/gin/methods/cross_task.gin'
+teacher/MobileNet.width = 0.25
+MobileNet.stem_stride = 1
+student.images_per_class = 50
+Recipe.epochs = 6
+Recipe.batch_size = 25
+"""
+
+
+def experiment(folder, *params):
+    """Loads the experiment with single settings over it."""
+    path = folder / "digits.gin"
+    path.write_text(GIN)
+    return config.load_experiment([path], params)
+
+
+def command(module, *flags):
+    """Runs `python -m MODULE FLAGS` in the project's folder."""
+    return subprocess.run(
+        [sys.executable, "-m", module, *map(str, flags)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
