@@ -13,7 +13,15 @@ from refilled_tf import experiment as experiments
 # Importing a module registers what gin files may name.
 from refilled_tf.data import sources, splits, task  # noqa: F401
 from refilled_tf.errors import InputError, require
-from refilled_tf.learners import cross_entropy, joint, local, relationship, rkd  # noqa: F401
+from refilled_tf.learners import (  # noqa: F401
+    cross_entropy,
+    distillation,
+    fitnet,
+    joint,
+    local,
+    relationship,
+    rkd,
+)
 from refilled_tf.models import mobilenet  # noqa: F401
 
 GIN_FOLDER = Path(__file__).resolve().parent.parent / "gin"

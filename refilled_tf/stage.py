@@ -161,8 +161,22 @@ def check(stage: Stage, run: Run) -> None:
         f"Recipe.batch_size={recipe.batch_size} must be a multiple of the {replicas} replicas",
     )
     index = read_index(stage.task.data.source, run.data_dir)
-    labels = index.labels[select(stage.task, index).train]
+    selection = select(stage.task, index)
+    labels = index.labels[selection.train]
     batches.epoch_order(labels, recipe.batch_size, stage.seed, 0, recipe.classes_per_batch)
+    if stage.objective.shares_classes:
+        teacher = stage.teacher.task
+        known = select(teacher, read_index(teacher.data.source, run.data_dir)).class_names
+        require(
+            known == selection.class_names,
+            f"stage {stage.name!r} has the objective {type(stage.objective).__name__}, whose "
+            "teacher must have learnt the student's classes; take Data.class_split = "
+            "@SharedClasses(), or a cross-task objective",
+        )
+    if stage.objective.features:
+        size, names = stage.task.data.image_size, stage.objective.features
+        sides = (stage.backbone, stage.teacher.backbone)
+        stage.objective.adapter(*(networks.feature_shapes(s.build(size), names) for s in sides))
 
 
 def check_folder(stage: Stage, run: Run) -> None:

@@ -147,7 +147,7 @@ def _build(stage: Stage, run: Run, data: TaskData) -> tuple[Learner, int]:
             )
         learner = Learner(student, stage.objective, teacher, centers, recipe.weight_decay, steps)
         learner.compile(optimizer=recipe.optimizer(steps))
-        learner.optimizer.build(student.trainable_variables)
+        learner.optimizer.build(learner.trainable_variables)
     return learner, steps
 
 
@@ -194,12 +194,11 @@ class _Progress(tf.keras.callbacks.Callback):
         with run.strategy.scope():
             self.seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)
             self._epochs = tf.Variable(0, dtype=tf.int64, trainable=False)
-        checkpoint = tf.train.Checkpoint(
-            student=learner.student,
-            optimizer=learner.optimizer,
-            epochs=self._epochs,
-            seconds=self.seconds,
-        )
+        kept = {"student": learner.student, "optimizer": learner.optimizer}
+        kept |= {"epochs": self._epochs, "seconds": self.seconds}
+        if learner.adapter is not None:
+            kept["adapter"] = learner.adapter
+        checkpoint = tf.train.Checkpoint(**kept)
         newest = tf.train.latest_checkpoint(folder)
         require(
             newest is not None or not (folder / "checkpoint").exists(),
@@ -236,7 +235,7 @@ class _Progress(tf.keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs=None) -> None:
         """Saves the epoch, unless its last step has spoilt the weights."""
-        weights = self._learner.student.trainable_variables
+        weights = self._learner.trainable_variables
         if not all(bool(tf.reduce_all(tf.math.is_finite(w))) for w in weights):
             self._diverged(f"a weight is not finite after step {(epoch + 1) * self._steps}")
         now = time.monotonic()

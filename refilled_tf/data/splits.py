@@ -74,6 +74,17 @@ class SuperclassHalves:
 
 @gin.register
 @dataclasses.dataclass(frozen=True)
+class SharedClasses:
+    """No split: teacher and student share all classes, as in standard distillation."""
+
+    def __call__(self, class_names, superclasses=None) -> ClassSplit:
+        """Gives every class to both."""
+        every = tuple(range(len(class_names)))
+        return ClassSplit(every, every)
+
+
+@gin.register
+@dataclasses.dataclass(frozen=True)
 class ListedClasses:
     """Classes named one by one, for data of one's own."""
 
@@ -107,17 +118,17 @@ def _sorted_split(teacher, student) -> ClassSplit:
 
 
 def check_class_split(split: ClassSplit, class_names) -> None:
-    """Refuses a split in which teacher and student overlap or one of them has too few classes.
+    """Refuses a split in which teacher and student overlap in part or have too few classes.
 
     Raises:
         InputError: naming the classes at fault.
     """
     shared = sorted(set(split.teacher) & set(split.student))
     require(
-        not shared,
+        not shared or split.teacher == split.student,
         "the class split overlaps: teacher and student both have "
         + ", ".join(class_names[c] for c in shared[:3])
-        + "; a cross-task split has no class on both sides",
+        + "; they must share no class (cross-task) or every class (standard)",
     )
     for role, classes in (("teacher", split.teacher), ("student", split.student)):
         require(

@@ -6,16 +6,23 @@ from typing import ClassVar, NamedTuple
 
 import tensorflow as tf
 
+from refilled_tf.models import networks
+
+# The shapes (None, height, width, channels) of features by name.
+Shapes = dict[str, tuple[int | None, ...]]
+
 
 class GlobalBatch(NamedTuple):
     """What an objective sees: the whole batch, whatever the number of replicas.
 
     Attributes:
         labels: [B] int32.
-        student: the student's outputs, "embedding" [B, d_S] and maybe "logits" [B, C], float32.
-        teacher: the frozen teacher's outputs, "embedding" [B, d_T], or None without a teacher.
+        student: the student's outputs, "embedding" [B, d_S] and maybe "logits" [B, C], and the
+            features [B, h, w, c] that the objective asks for; float32.
+        teacher: the frozen teacher's, or None without a teacher.
         teacher_centers: [C, d_T] normalised class centres over the training split, or None.
         epoch: scalar float32, the number of finished epochs.
+        adapted: what the objective's adapter makes of the student's features; None without one.
     """
 
     labels: tf.Tensor
@@ -23,6 +30,7 @@ class GlobalBatch(NamedTuple):
     teacher: dict[str, tf.Tensor] | None
     teacher_centers: tf.Tensor | None
     epoch: tf.Tensor
+    adapted: dict[str, tf.Tensor] | None = None
 
 
 class Objective:
@@ -33,17 +41,42 @@ class Objective:
     Attributes:
         classifies: whether the network it trains has a classifier on top of the embedding.
         needs_teacher: whether it looks at a teacher.
+        shares_classes: whether the teacher must have learnt the student's very classes.
         parts: names of the scalars it reports beside the loss.
     """
 
     classifies: ClassVar[bool] = True
     needs_teacher: ClassVar[bool] = False
+    shares_classes: ClassVar[bool] = False
     parts: ClassVar[tuple[str, ...]] = ()
 
     @property
     def needs_teacher_centers(self) -> bool:
         """Whether `GlobalBatch.teacher_centers` must be there."""
         return False
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Names of the hidden layers that it looks at, of student and teacher alike."""
+        return ()
+
+    def adapter(self, student: Shapes, teacher: Shapes) -> tf.keras.Model | None:
+        """Builds the layers, trained along, that bring the student's features to the teacher's.
+
+        They see the global batch, so that a batch norm among them needs no synchronising.
+
+        Args:
+            student: shapes of the student's `features`.
+            teacher: shapes of the teacher's.
+
+        Returns:
+            {name: [B, h, w, c]} of the student to what `GlobalBatch.adapted` is to hold; None
+            where nothing is to be trained but the student.
+
+        Raises:
+            InputError: naming both shapes, where they cannot be compared.
+        """
+        return None
 
     def __call__(self, batch: GlobalBatch) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """Returns the scalar loss of the global batch, and its reported parts."""
@@ -83,11 +116,17 @@ class Learner(tf.keras.Model):
         self.student = student
         self.objective = objective
         self.teacher = teacher
+        self.adapter = None
+        self._student = networks.with_features(student, objective.features)
+        if teacher is not None:
+            teacher.trainable = False
+            self._teacher = networks.with_features(teacher, objective.features)
+            self.adapter = objective.adapter(
+                *(networks.feature_shapes(n, objective.features) for n in (student, teacher))
+            )
         self.teacher_centers = teacher_centers
         self.weight_decay = weight_decay
         self.steps_per_epoch = steps_per_epoch
-        if teacher is not None:
-            teacher.trainable = False
         names = ("loss", *objective.parts, "weight_penalty")
         self.means = {name: tf.keras.metrics.Mean(name=name) for name in names}
 
@@ -111,18 +150,21 @@ class Learner(tf.keras.Model):
         Returns:
             The batch as all replicas together see it, B = Σ b.
         """
-        student = {name: _gather(x) for name, x in self.student(images, training).items()}
-        teacher = None
+        student = _gather_all(self._student(images, training))
+        teacher = adapted = None
         if self.objective.needs_teacher:
-            outputs = self.teacher(images, training=False)
-            teacher = {name: tf.stop_gradient(_gather(x)) for name, x in outputs.items()}
+            outputs = _gather_all(self._teacher(images, training=False))
+            teacher = {name: tf.stop_gradient(x) for name, x in outputs.items()}
+        if self.adapter is not None:
+            features = {name: student[name] for name in self.objective.features}
+            adapted = _in_float32(self.adapter(features, training))
         epoch = tf.cast(self.optimizer.iterations // self.steps_per_epoch, tf.float32)
-        return GlobalBatch(_gather(labels), student, teacher, self.teacher_centers, epoch)
+        return GlobalBatch(_gather(labels), student, teacher, self.teacher_centers, epoch, adapted)
 
     def train_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Takes one optimizer step on this replica's (images [b, S, S, 3], labels [b])."""
         images, labels = data
-        weights = self.student.trainable_variables
+        weights = self.trainable_variables
         with tf.GradientTape() as tape:
             loss, parts = self.objective(self.global_batch(images, labels, training=True))
             # ½·λ·‖w‖²: tf.nn.l2_loss holds the half.
@@ -135,6 +177,15 @@ class Learner(tf.keras.Model):
         for name, value in {"loss": loss, **parts, "weight_penalty": penalty}.items():
             self.means[name].update_state(value)
         return {name: mean.result() for name, mean in self.means.items()}
+
+
+def _gather_all(outputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    return {name: _gather(x) for name, x in _in_float32(outputs).items()}
+
+
+def _in_float32(outputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """Losses are computed in single precision, whatever the layers compute in."""
+    return {name: tf.cast(x, tf.float32) for name, x in outputs.items()}
 
 
 def _gather(x: tf.Tensor) -> tf.Tensor:

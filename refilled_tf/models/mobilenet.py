@@ -67,4 +67,10 @@ class MobileNet:
             config.update(momentum=self.batch_norm_momentum, synchronized=True)
         if layer.name == "conv1":
             config.update(strides=self.stem_stride)
+        # The last blocks at their resolution: strides 1, 2, 4 as in networks for CIFAR, or
+        # 4, 8, 16 as in networks for 224×224.
+        blocks = (1, 3, 5) if self.stem_stride == 1 else (3, 5, 11)
+        for feature, block in enumerate(blocks, start=1):
+            if layer.name == f"conv_pw_{block}_relu":
+                config.update(name=f"f{feature}")
         return type(layer).from_config(config)

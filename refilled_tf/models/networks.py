@@ -3,10 +3,15 @@
 Every network takes images in [0, 255] and returns a dict: "embedding" [B, d], and "logits"
 [B, C] where it classifies, both float32 whatever precision the layers compute in. Networks are
 plain functional Keras models of standard layers: whoever has a saved file needs Keras alone.
+
+Hidden layers have names too. Every backbone marks the ends of three groups of its layers as
+"f1", "f2" and "f3", each at half the resolution of the one before, so that distillation methods
+can attach there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -20,6 +25,11 @@ class Backbone(Protocol):
 
     def build(self, image_size: int) -> tf.keras.Model:
         """Returns a functional model: images [B, S, S, 3] to embeddings [B, d]."""
+
+
+def mark(features: tf.Tensor, name: str) -> tf.Tensor:
+    """Gives a hidden tensor a name, by a layer that leaves it as it is."""
+    return tf.keras.layers.Activation("linear", name=name)(features)
 
 
 def embedding_network(backbone: Backbone, image_size: int) -> tf.keras.Model:
@@ -40,6 +50,44 @@ def _ends(backbone: Backbone, image_size: int):
     # Distances lose their meaning in half precision: the embedding leaves as float32.
     to_float32 = tf.keras.layers.Activation("linear", dtype="float32", name="embedding")
     return network.input, to_float32(network.output)
+
+
+def with_features(network: tf.keras.Model, names: Sequence[str]) -> tf.keras.Model:
+    """Returns the same network with hidden layers among its outputs.
+
+    Args:
+        network: with named outputs.
+        names: of its layers.
+
+    Returns:
+        Functional model on the same weights: images to the outputs of `network` and {name:
+        [B, h, w, c]}.
+
+    Raises:
+        InputError: there is no such layer.
+    """
+    features = {name: layer.output for name, layer in _layers(network, names).items()}
+    return tf.keras.Model(network.input, {**network.output, **features}, name=network.name)
+
+
+def feature_shapes(network: tf.keras.Model, names: Sequence[str]) -> dict[str, tuple]:
+    """Returns the shapes (None, h, w, c) of hidden layers.
+
+    Raises:
+        InputError: there is no such layer.
+    """
+    layers = _layers(network, names)
+    return {name: tuple(layer.output_shape) for name, layer in layers.items()}
+
+
+def _layers(network: tf.keras.Model, names: Sequence[str]) -> dict[str, tf.keras.layers.Layer]:
+    known = {layer.name: layer for layer in network.layers}
+    for name in names:
+        require(
+            name in known,
+            f"the network has no layer {name!r} to distil; it has {', '.join(known)}",
+        )
+    return {name: known[name] for name in names}
 
 
 def copy_embedding_weights(source: tf.keras.Model, target: tf.keras.Model) -> None:
