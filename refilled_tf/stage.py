@@ -96,13 +96,17 @@ class Stage:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+# The name in the table, and what to do with images that a finished stage has not met.
+_NO_SETTINGS = ("Stage.method", "Data.on_corrupt")
+
+
 def _flatten(spec: Any) -> dict[str, Any]:
     """Lists the options of a nested dataclass under their gin names; stages are left out."""
     owner = type(spec).__name__
     flat: dict[str, Any] = {}
     for field in dataclasses.fields(spec):
         value = getattr(spec, field.name)
-        if isinstance(value, Stage) or field.name in ("method", "on_corrupt"):
+        if isinstance(value, Stage) or f"{owner}.{field.name}" in _NO_SETTINGS:
             continue
         if dataclasses.is_dataclass(value):
             flat[f"{owner}.{field.name}"] = type(value).__name__

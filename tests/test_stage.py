@@ -1,16 +1,23 @@
-"""A stage's folder: other settings and unreadable files are refused, by name."""
+"""What a stage refuses, by name: other settings, unreadable files, what cannot be distilled."""
 
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
+import numpy as np
 import pytest
+import tensorflow as tf
 import tiny
 
 from refilled_tf import stage, training
 from refilled_tf.data.task import Task
 from refilled_tf.errors import InputError
+from refilled_tf.learners.distillation import Distillation
+from refilled_tf.learners.fitnet import FitNet
 from refilled_tf.learners.relationship import RelationshipMatching
+from refilled_tf.learners.vid import VariationalInformation
+from refilled_tf.models.mobilenet import MobileNet
 
 # ---- settings ----------------------------------------------------------------------------
 
@@ -56,6 +63,14 @@ def test_a_changed_parent_is_named(run):
         stage.check_folder(tiny.first(teacher=tiny.teacher(seed=1)), run)
 
 
+def test_a_distilled_method_is_a_setting():
+    settings = tiny.first(objective=Distillation(FitNet(weight=2.0))).settings()
+    assert settings["Stage.objective"] == "Distillation"
+    assert settings["Distillation.method"] == "FitNet"
+    assert settings["FitNet.weight"] == 2.0
+    assert settings["FitNet.layers"] == ["f2"]
+
+
 def test_name_in_the_table_is_no_setting(run):
     stage.check_folder(tiny.teacher(method="Another name"), run)
 
@@ -96,3 +111,79 @@ def test_missing_network(run):
     with pytest.raises(InputError) as caught:
         training.train(tiny.first(), run)
     assert str(path) in str(caught.value)
+
+
+def test_resumed_stage_goes_on_with_its_adapter(run, finished, tmp_path, monkeypatch):
+    # Only an adapter as it was after the first epoch teaches the student the same in the second.
+    spec = tiny.first(objective=Distillation(VariationalInformation(layers=("conv", "relu"))))
+    shutil.copytree(finished, tmp_path / "unbroken")
+    training.train(spec, tiny.run_in(tmp_path / "unbroken"))
+
+    save = tf.train.CheckpointManager.save
+
+    def save_and_stop(manager, *args, **kwargs):
+        save(manager, *args, **kwargs)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tf.train.CheckpointManager, "save", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            training.train(spec, run)
+    assert training.train(spec, run)["epochs"] == 2
+    weights = tiny.saved_weights(tmp_path / "unbroken", spec.name)
+    for a, b in zip(weights, tiny.saved_weights(run.work_dir, spec.name), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+# ---- what cannot be distilled -------------------------------------------------------------
+
+
+def _refusal(tmp_path, objective, **changes):
+    """What the check says before anything, the teacher included, is trained or written."""
+    with pytest.raises(InputError) as caught:
+        stage.check(tiny.first(objective=objective, **changes), tiny.run_in(tmp_path))
+    assert not list(tmp_path.iterdir())
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_features_of_other_sizes_are_refused_with_both_shapes(tmp_path):
+    data = dataclasses.replace(tiny.DATA, image_size=32, load_size=32)
+    teacher = tiny.teacher(task=Task(data, "teacher"), backbone=MobileNet(0.5, stem_stride=1))
+    message = _refusal(
+        tmp_path,
+        Distillation(FitNet()),
+        task=Task(data, "student"),
+        backbone=MobileNet(0.25),
+        teacher=teacher,
+    )
+    assert "'f2' is 4×4×64 in the student and 16×16×64 in the teacher" in message
+
+
+def test_unknown_layer_is_refused_with_the_known_ones(tmp_path):
+    message = _refusal(tmp_path, Distillation(FitNet(layers=("f9",))))
+    assert "no layer 'f9'" in message
+    assert "conv, norm, relu, flatten" in message
+
+
+def test_vectors_are_no_features(tmp_path):
+    message = _refusal(tmp_path, Distillation(FitNet(layers=("flatten",))))
+    assert "'flatten' is 36 in the student and 36 in the teacher" in message
+
+
+def test_kd_needs_a_teacher_of_the_students_classes(tmp_path):
+    objective = Distillation(kd_weight=0.9)
+    message = _refusal(tmp_path, objective)
+    assert "'first' has the objective Distillation" in message
+    assert "@SharedClasses()" in message
+    same = tiny.first(objective=objective, task=Task(tiny.DATA, "teacher"))
+    stage.check(same, tiny.run_in(tmp_path))
+    # Features have no classes.
+    features = tiny.first(objective=Distillation(FitNet(layers=("conv",))))
+    stage.check(features, tiny.run_in(tmp_path))
+
+
+def test_distillation_needs_a_teacher():
+    with pytest.raises(InputError, match=r"objective Distillation, which needs Stage\.teacher"):
+        tiny.first(objective=Distillation(kd_weight=0.9), teacher=None)

@@ -35,9 +35,12 @@ class Distillation(Objective):
 
     def __post_init__(self):
         require(
-            self.method is None or not self.method.classifies,
-            f"Distillation.method={self.method!r} has a cross-entropy of its own",
+            self.method is None
+            or (isinstance(self.method, Objective) and not self.method.classifies),
+            f"Distillation.method={self.method!r} must be an objective for embeddings or features, "
+            "such as @FitNet()",
         )
+        require(self.kd_weight >= 0, f"Distillation.kd_weight={self.kd_weight} must be ≥ 0")
         require(
             self.method is not None or self.kd_weight > 0,
             "Distillation distils nothing: set Distillation.method or kd_weight",
@@ -48,12 +51,8 @@ class Distillation(Objective):
     def parts(self) -> tuple[str, ...]:
         """Each term without its weight."""
         soft = ("kd",) if self.kd_weight else ()
-        return (
-            "cross_entropy",
-            *soft,
-            *(self.method.parts if self.method else ()),
-            "train_accuracy",
-        )
+        own = self.method.parts if self.method else ()
+        return ("cross_entropy", *soft, *own, "train_accuracy")
 
     @property
     def shares_classes(self) -> bool:

@@ -2,10 +2,60 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import ClassVar
+
 import tensorflow as tf
 
 from refilled_tf.errors import require
-from refilled_tf.learners.base import Shapes
+from refilled_tf.learners.base import GlobalBatch, Objective, Shapes
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureMatching(Objective):
+    """b · the sum, over hidden layers, of a method's loss.
+
+    A method says `layer_loss` and the one name in `parts`; one that trains layers along with the
+    student builds them in `adapter`.
+
+    Attributes:
+        weight: b.
+        layers: whose features, by their names in both networks.
+    """
+
+    classifies: ClassVar[bool] = False
+    needs_teacher: ClassVar[bool] = True
+
+    weight: float
+    layers: tuple[str, ...] = ("f1", "f2", "f3")
+
+    def __post_init__(self):
+        require(
+            isinstance(self.layers, (tuple, list)) and len(self.layers) > 0,
+            f"{type(self).__name__}.layers={self.layers!r} must be a tuple of names of layers, "
+            "such as ('f2',)",
+        )
+        object.__setattr__(self, "layers", tuple(self.layers))
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The layers."""
+        return self.layers
+
+    def adapter(self, student: Shapes, teacher: Shapes) -> tf.keras.Model | None:
+        """Refuses features of different sizes; nothing is to be trained but the student."""
+        require_same_sizes(type(self).__name__, student, teacher)
+        return None
+
+    def layer_loss(self, batch: GlobalBatch, layer: str) -> tf.Tensor:
+        """Returns the scalar loss of one layer, without its weight."""
+        raise NotImplementedError(f"{type(self).__name__} must say its loss")
+
+    def __call__(self, batch: GlobalBatch) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """Returns the weighted and the bare sum over layers."""
+        loss = tf.add_n([self.layer_loss(batch, layer) for layer in self.layers])
+        (name,) = self.parts
+        return self.weight * loss, {name: loss}
 
 
 def inputs(shapes: Shapes) -> dict[str, tf.Tensor]:
@@ -14,7 +64,7 @@ def inputs(shapes: Shapes) -> dict[str, tf.Tensor]:
 
 
 def require_same_sizes(method: str, student: Shapes, teacher: Shapes) -> None:
-    """Refuses features that differ in height or width.
+    """Refuses features that differ in height or width, or have none.
 
     Args:
         method: the objective's name.
@@ -25,11 +75,12 @@ def require_same_sizes(method: str, student: Shapes, teacher: Shapes) -> None:
         InputError: naming both shapes.
     """
     for name, shape in student.items():
+        other = teacher[name]
         require(
-            shape[1:3] == teacher[name][1:3],
-            f"{method} compares {name!r} place by place, but it is {_text(shape)} in the student "
-            f"and {_text(teacher[name])} in the teacher; choose other layers, or networks of the "
-            "same resolution there",
+            len(shape) == len(other) == 4 and shape[1:3] == other[1:3],
+            f"{method} needs features of the same height and width, but {name!r} is "
+            f"{_text(shape)} in the student and {_text(other)} in the teacher; choose other "
+            f"{method}.layers, or networks of the same resolution there",
         )
 
 

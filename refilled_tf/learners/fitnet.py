@@ -8,41 +8,40 @@ from typing import ClassVar
 import gin
 import tensorflow as tf
 
-from refilled_tf.learners.base import GlobalBatch, Objective, Shapes
-from refilled_tf.learners.features import inputs, require_same_sizes
-from refilled_tf.losses.fitnet import hint, regressor
+from refilled_tf.learners.base import GlobalBatch, Shapes
+from refilled_tf.learners.features import FeatureMatching, inputs, require_same_sizes
+from refilled_tf.losses.fitnet import hint
 
 
 @gin.register
 @dataclasses.dataclass(frozen=True)
-class FitNet(Objective):
-    """b · the mean squared difference of hidden features, after a regressor on the student's.
+class FitNet(FeatureMatching):
+    """b · the mean squared difference of features, after a regressor on the student's.
 
     Attributes:
         weight: b.
-        layer: whose features, by its name in both networks.
+        layers: whose features, by their names in both networks.
     """
 
-    classifies: ClassVar[bool] = False
-    needs_teacher: ClassVar[bool] = True
     parts: ClassVar[tuple[str, ...]] = ("hint",)
 
     weight: float = 100.0
-    layer: str = "f2"
-
-    @property
-    def features(self) -> tuple[str, ...]:
-        """The one layer."""
-        return (self.layer,)
+    layers: tuple[str, ...] = ("f2",)
 
     def adapter(self, student: Shapes, teacher: Shapes) -> tf.keras.Model:
-        """Builds the regressor."""
+        """Builds a regressor for each layer."""
         require_same_sizes("FitNet", student, teacher)
         features = inputs(student)
-        regressed = regressor(features[self.layer], teacher[self.layer][-1])
-        return tf.keras.Model(features, {self.layer: regressed}, name="regressor")
+        regressed = {name: _regressor(x, teacher[name][-1]) for name, x in features.items()}
+        return tf.keras.Model(features, regressed, name="regressors")
 
-    def __call__(self, batch: GlobalBatch) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        """Returns the weighted and the bare loss."""
-        loss = hint(batch.adapted[self.layer], batch.teacher[self.layer])
-        return self.weight * loss, {"hint": loss}
+    def layer_loss(self, batch: GlobalBatch, layer: str) -> tf.Tensor:
+        """Returns the hint loss."""
+        return hint(batch.adapted[layer], batch.teacher[layer])
+
+
+def _regressor(features: tf.Tensor, channels: int) -> tf.Tensor:
+    """Turns [B, h, w, c_S] into [B, h, w, channels], as the field's benchmark does."""
+    x = tf.keras.layers.Conv2D(channels, 1, use_bias=False)(features)
+    x = tf.keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5)(x)
+    return tf.keras.layers.ReLU()(x)

@@ -18,10 +18,15 @@ from refilled_tf import training
 from refilled_tf.data import batches
 from refilled_tf.data.task import Task
 from refilled_tf.learners import base
+from refilled_tf.learners.attention import AttentionTransfer
+from refilled_tf.learners.distillation import Distillation
+from refilled_tf.learners.fitnet import FitNet
 from refilled_tf.learners.joint import JointDistillation
 from refilled_tf.learners.local import LocalDistillation
+from refilled_tf.learners.nst import NeuronSelectivity
 from refilled_tf.learners.relationship import RelationshipMatching
 from refilled_tf.learners.rkd import RelationalDistillation
+from refilled_tf.learners.vid import VariationalInformation
 from refilled_tf.models.mobilenet import MobileNet
 
 STEPS = 2  # an epoch; two epochs make four steps
@@ -31,13 +36,22 @@ CLASSES = (0, 1, 2, 3, 0, 1, 2, 4)
 RECIPE = dataclasses.replace(tiny.RECIPE, batch_size=len(CLASSES))
 
 TRIPLET = RelationshipMatching(weight=10.0, fallback="farthest")
-OBJECTIVES = {
+# Their losses compare images with each other.
+RELATIONAL = {
     "triplet": TRIPLET,
     "tuple": RelationshipMatching(relation="tuple", weight=10.0, margin=0.5),
     "local, batch centres": LocalDistillation(centers="batch"),
     "local, global centres": LocalDistillation(centers="global"),
     "rkd": RelationalDistillation(),
     "joint": JointDistillation(TRIPLET, LocalDistillation(), gamma=0.2),
+}
+LAYERS = ("conv", "norm", "relu")  # of TinyNetwork
+# Lighter than by default, which at this learning rate would drive weights to tens and hundreds.
+OBJECTIVES = RELATIONAL | {
+    "fitnet": Distillation(FitNet(weight=1.0, layers=LAYERS)),
+    "at": Distillation(AttentionTransfer(weight=10.0, layers=LAYERS)),
+    "nst": Distillation(NeuronSelectivity(weight=1.0, layers=LAYERS)),
+    "kd+vid": Distillation(VariationalInformation(layers=LAYERS), kd_weight=1.0),
 }
 
 
@@ -80,13 +94,32 @@ def _largest_difference(one, other):
     return max(np.abs(a - b).max() for a, b in zip(one, other, strict=True))
 
 
+@pytest.fixture
+def learners(monkeypatch):
+    """The learners that have been trained, whose adapters no file keeps."""
+    built = []
+
+    class Kept(base.Learner):
+        def __init__(self, *args):
+            super().__init__(*args)
+            built.append(self)
+
+    monkeypatch.setattr(training, "Learner", Kept)
+    return built
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_two_replicas_are_one_device(name, tmp_path, teacher_dir, monkeypatch):
+def test_two_replicas_are_one_device(name, tmp_path, teacher_dir, monkeypatch, learners):
     monkeypatch.setattr(batches, "epoch_order", _order)
-    spec = tiny.first(objective=OBJECTIVES[name], recipe=RECIPE)
+    objective = OBJECTIVES[name]
+    task = Task(tiny.DATA, "teacher" if objective.shares_classes else "student")
+    spec = tiny.first(objective=objective, recipe=RECIPE, task=task)
     logs, weights = _train(spec, tmp_path / "one", 1, teacher_dir)
     two_logs, two_weights = _train(spec, tmp_path / "two", 2, teacher_dir)
     assert _largest_difference(weights, two_weights) < 1e-5
+    one, two = (learner.adapter for learner in learners)
+    if one is not None:
+        assert _largest_difference(one.get_weights(), two.get_weights()) < 1e-5
     assert two_logs == pytest.approx(logs, rel=1e-5, abs=1e-6)
 
 
@@ -99,7 +132,7 @@ def test_without_gathering_the_weights_would_be_others(tmp_path, teacher_dir, mo
     assert _largest_difference(weights, apart) > 1e-3
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", RELATIONAL)
 def test_halves_of_these_batches_have_another_gradient(name):
     # The batches of the tests above can tell a global loss from the mean of two local ones.
     random, count = np.random.default_rng(0), len(CLASSES)
@@ -116,10 +149,10 @@ def test_halves_of_these_batches_have_another_gradient(name):
                 tf.constant(labels[rows]),
                 outputs,
                 {"embedding": tf.constant(teacher[rows])},
-                centers if OBJECTIVES[name].needs_teacher_centers else None,
+                centers if RELATIONAL[name].needs_teacher_centers else None,
                 tf.constant(0.0),
             )
-            loss, _ = OBJECTIVES[name](batch)
+            loss, _ = RELATIONAL[name](batch)
         return tape.gradient(loss, embedding).numpy()
 
     halves = [gradient(slice(0, count // 2)), gradient(slice(count // 2, count))]

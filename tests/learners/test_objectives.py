@@ -12,16 +12,27 @@ import pytest
 import tensorflow as tf
 import tiny
 
+from refilled_tf.errors import InputError
+from refilled_tf.learners.attention import AttentionTransfer
 from refilled_tf.learners.base import GlobalBatch, Learner, Objective
 from refilled_tf.learners.cross_entropy import CrossEntropy
+from refilled_tf.learners.distillation import Distillation
+from refilled_tf.learners.fitnet import FitNet
 from refilled_tf.learners.joint import JointDistillation
 from refilled_tf.learners.local import LocalDistillation
+from refilled_tf.learners.nst import NeuronSelectivity
 from refilled_tf.learners.relationship import RelationshipMatching
 from refilled_tf.learners.rkd import RelationalDistillation
+from refilled_tf.learners.vid import VariationalInformation
+from refilled_tf.losses.attention import attention_transfer
+from refilled_tf.losses.fitnet import hint
+from refilled_tf.losses.kd import kd
 from refilled_tf.losses.local import local_kl
+from refilled_tf.losses.nst import neuron_selectivity
 from refilled_tf.losses.rkd import rkd_angle, rkd_distance
 from refilled_tf.losses.triplets import triplet_kl
 from refilled_tf.losses.tuples import tuple_kl
+from refilled_tf.losses.vid import gaussian_nll
 from refilled_tf.models import networks
 
 EPOCH = 3
@@ -31,6 +42,15 @@ STUDENT = RANDOM.normal(size=(8, 6)).astype(np.float32)
 TEACHER = RANDOM.normal(size=(8, 7)).astype(np.float32)
 LOGITS = RANDOM.normal(size=(8, 5)).astype(np.float32)
 CENTERS = RANDOM.normal(size=(5, 7)).astype(np.float32)
+TEACHER_LOGITS = RANDOM.normal(size=(8, 5)).astype(np.float32)
+
+
+def _features(channels):
+    names = ("f1", "f2", "f3")
+    return {n: RANDOM.normal(size=(8, 3, 2, channels)).astype(np.float32) for n in names}
+
+
+STUDENT_FEATURES, TEACHER_FEATURES = _features(4), _features(5)
 
 
 @pytest.fixture(autouse=True)
@@ -39,13 +59,19 @@ def _float32():
     tf.keras.mixed_precision.set_global_policy("float32")
 
 
-def _evaluate(objective, centers=None):
+def _evaluate(objective, centers=None, adapted=None):
     student = {"embedding": tf.constant(STUDENT)}
     if objective.classifies:
         student["logits"] = tf.constant(LOGITS)
     teacher = {"embedding": tf.constant(TEACHER)} if objective.needs_teacher else None
+    if objective.shares_classes:
+        teacher["logits"] = tf.constant(TEACHER_LOGITS)
+    for name in objective.features:
+        student[name] = tf.constant(STUDENT_FEATURES[name])
+        teacher[name] = tf.constant(TEACHER_FEATURES[name])
     epoch = tf.constant(float(EPOCH))
-    loss, parts = objective(GlobalBatch(tf.constant(LABELS), student, teacher, centers, epoch))
+    batch = GlobalBatch(tf.constant(LABELS), student, teacher, centers, epoch, adapted)
+    loss, parts = objective(batch)
     assert tuple(parts) == objective.parts
     return float(loss), {name: float(value) for name, value in parts.items()}
 
@@ -133,9 +159,130 @@ def test_joint_distillation():
     assert loss == pytest.approx(expected + 20 * np.exp(-0.15) * local, rel=1e-6)
 
 
+# ---- standard distillation ----------------------------------------------------------------
+
+
+def test_kd():
+    soft = float(kd(LOGITS, TEACHER_LOGITS, 3.0))
+    loss, parts = _evaluate(Distillation(cross_entropy_weight=0.1, kd_weight=0.9, temperature=3.0))
+    assert loss == pytest.approx(0.1 * _numpy_cross_entropy() + 0.9 * soft, rel=1e-6)
+    assert parts == pytest.approx(
+        {"cross_entropy": _numpy_cross_entropy(), "kd": soft, "train_accuracy": ACCURACY}
+    )
+
+
+def test_method_beside_cross_entropy_and_kd():
+    # RKD in one stage: r · CE + a · KD + (25 · distances + 50 · angles).
+    soft, method = float(kd(LOGITS, TEACHER_LOGITS, 4.0)), RelationalDistillation()
+    own_loss, own_parts = _evaluate(method)
+    loss, parts = _evaluate(Distillation(method, cross_entropy_weight=0.2, kd_weight=0.3))
+    assert loss == pytest.approx(0.2 * _numpy_cross_entropy() + 0.3 * soft + own_loss, rel=1e-6)
+    assert own_parts.items() < parts.items()
+
+
+@pytest.mark.parametrize(
+    ("method", "loss_of"),
+    [
+        (AttentionTransfer(weight=3.0), attention_transfer),
+        (NeuronSelectivity(weight=3.0), neuron_selectivity),
+        (AttentionTransfer(weight=3.0, layers=("f2",)), attention_transfer),
+    ],
+)
+def test_features_are_summed_over_layers(method, loss_of):
+    wanted = sum(float(loss_of(STUDENT_FEATURES[n], TEACHER_FEATURES[n])) for n in method.layers)
+    loss, parts = _evaluate(method)
+    assert loss == pytest.approx(3 * wanted, rel=1e-6)
+    assert parts == pytest.approx({method.parts[0]: wanted})
+    assert _evaluate(Distillation(method))[0] == pytest.approx(_numpy_cross_entropy() + loss)
+
+
+def _shapes(features):
+    return {name: (None, *x.shape[1:]) for name, x in features.items()}
+
+
+def _adapter(method):
+    student, teacher = (_shapes(f) for f in (STUDENT_FEATURES, TEACHER_FEATURES))
+    return method.adapter({name: student[name] for name in method.features}, teacher)
+
+
+def test_fitnet_compares_after_a_regressor():
+    method = FitNet(weight=3.0)
+    adapter = _adapter(method)
+    # One 1×1 convolution from 4 to 5 channels, and a batch norm.
+    shapes = [tuple(w.shape) for w in adapter.trainable_weights]
+    assert shapes == [(1, 1, 4, 5), (5,), (5,)]
+    kernel = adapter.get_weights()[0][0, 0]
+    regressed = STUDENT_FEATURES["f2"] @ kernel
+    regressed -= regressed.mean(axis=(0, 1, 2))
+    regressed = np.maximum(regressed / np.sqrt(regressed.var(axis=(0, 1, 2)) + 1e-5), 0)
+    adapted = adapter({"f2": STUDENT_FEATURES["f2"]}, training=True)
+    np.testing.assert_allclose(adapted["f2"], regressed, atol=1e-5)
+
+    wanted = float(hint(regressed, TEACHER_FEATURES["f2"]))
+    loss, parts = _evaluate(method, adapted=adapted)
+    assert loss == pytest.approx(3 * wanted, rel=1e-5)
+    assert parts == pytest.approx({"hint": wanted}, rel=1e-5)
+
+
+def test_variational_information_predicts_means_and_learns_variances():
+    method = VariationalInformation(weight=3.0)
+    adapter = _adapter(method)
+    # For each layer, kernels from 4 to 5 to 5 to 5 channels and five variances.
+    shapes = sorted(tuple(w.shape) for w in adapter.trainable_weights)
+    assert shapes == sorted([(1, 1, 4, 5), (1, 1, 5, 5), (1, 1, 5, 5), (5,)] * 3)
+    adapted = adapter(STUDENT_FEATURES, training=True)
+    wanted = 0.0
+    for name, features in STUDENT_FEATURES.items():
+        np.testing.assert_allclose(adapted[f"{name}_variance"], [5.0] * 5, rtol=1e-6)
+        first, second, third = _kernels(adapter, name)
+        mean = np.maximum(np.maximum(features @ first, 0) @ second, 0) @ third
+        np.testing.assert_allclose(adapted[name], mean, atol=1e-5)
+        wanted += float(gaussian_nll(mean, [5.0] * 5, TEACHER_FEATURES[name]))
+    loss, parts = _evaluate(method, adapted=adapted)
+    assert loss == pytest.approx(3 * wanted, rel=1e-5)
+    assert parts == pytest.approx({"variational": wanted}, rel=1e-5)
+
+
+def _kernels(adapter, name):
+    """The matrices of the convolutions that lie between an adapter's input and its output."""
+    one = tf.keras.Model(adapter.input[name], adapter.output[name])
+    return [w.numpy()[0, 0] for w in one.trainable_weights]
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Distillation(), "distils nothing: set Distillation.method or kd_weight"),
+        (lambda: Distillation(kd_weight=-0.5), "Distillation.kd_weight=-0.5 must be ≥ 0"),
+        (lambda: Distillation(kd_weight=1.0, temperature=0.0), "Distillation.temperature=0.0"),
+        (lambda: Distillation(CrossEntropy()), "Distillation.method=CrossEntropy() must be"),
+        # What gin gives for @FitNet without its parentheses.
+        (lambda: Distillation(FitNet), "such as @FitNet()"),
+        (lambda: FitNet(layers="f2"), "FitNet.layers='f2' must be a tuple"),
+        (lambda: NeuronSelectivity(layers=()), "NeuronSelectivity.layers=() must be a tuple"),
+    ],
+)
+def test_what_cannot_be_distilled_is_refused(build, message):
+    with pytest.raises(InputError) as caught:
+        build()
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "method", [FitNet, AttentionTransfer, NeuronSelectivity, VariationalInformation]
+)
+def test_features_of_other_sizes_are_refused_with_both_shapes(method):
+    student, teacher = {"f3": (None, 8, 8, 16)}, {"f3": (None, 4, 8, 32)}
+    with pytest.raises(InputError) as caught:
+        Distillation(method(layers=("f3",))).adapter(student, teacher)
+    message = "'f3' is 8×8×16 in the student and 4×8×32 in the teacher"
+    assert message in str(caught.value)
+    assert f"other {method.__name__}.layers" in str(caught.value)
+
+
 # ---- the train step -----------------------------------------------------------------------
 
-
+LAYERS = ("conv", "norm", "relu")  # of TinyNetwork
 OBJECTIVES = {
     "cross-entropy": CrossEntropy(),
     "triplets": RelationshipMatching(weight=10.0),
@@ -144,7 +291,21 @@ OBJECTIVES = {
     "local, global centres": LocalDistillation(centers="global"),
     "rkd": RelationalDistillation(),
     "joint": JointDistillation(RelationshipMatching(), LocalDistillation()),
+    "kd": Distillation(cross_entropy_weight=0.1, kd_weight=0.9),
+    "fitnet": Distillation(FitNet(layers=LAYERS)),
+    "at": Distillation(AttentionTransfer(layers=LAYERS)),
+    "nst": Distillation(NeuronSelectivity(layers=LAYERS)),
+    "kd+vid": Distillation(VariationalInformation(layers=LAYERS), kd_weight=1.0),
+    "rkd in one stage": Distillation(RelationalDistillation()),
 }
+# Between them, these hold every loss.
+HALF_PRECISION = [
+    *(
+        (name, "mixed_float16")
+        for name in ("tuples", "rkd", "joint", "fitnet", "at", "nst", "kd+vid")
+    ),
+    *((name, "mixed_bfloat16") for name in ("tuples", "rkd", "joint")),
+]
 IMAGES = RANDOM.uniform(0, 255, (8, 8, 8, 3)).astype(np.float32)
 
 
@@ -155,7 +316,10 @@ def _learner(objective, recipe=tiny.RECIPE, steps_per_epoch=1):
         student = networks.classifier(tiny.TinyNetwork(), 8, 5)
     else:
         student = networks.embedding_network(tiny.TinyNetwork(), 8)
-    teacher = networks.classifier(tiny.TinyNetwork(5), 8, 3) if objective.needs_teacher else None
+    teacher = None
+    if objective.needs_teacher:
+        classes = 5 if objective.shares_classes else 3
+        teacher = networks.classifier(tiny.TinyNetwork(5), 8, classes)
     centers = tf.constant(RANDOM.normal(size=(5, 45)), tf.float32)
     learner = Learner(
         student,
@@ -175,28 +339,27 @@ def _fit(learner, steps, epochs=1):
 
 
 @pytest.mark.parametrize(
-    ("name", "precision"),
-    [(name, "float32") for name in OBJECTIVES]
-    # Between them, these hold every loss.
-    + [(n, p) for n in ("tuples", "rkd", "joint") for p in ("mixed_float16", "mixed_bfloat16")],
+    ("name", "precision"), [(name, "float32") for name in OBJECTIVES] + HALF_PRECISION
 )
 def test_every_objective_trains(name, precision):
     objective = OBJECTIVES[name]
     learner = _learner(objective, dataclasses.replace(tiny.RECIPE, precision=precision))
     frozen = [w.copy() for w in learner.teacher.get_weights()] if learner.teacher else []
-    before = learner.student.get_weights()
+    before = _trained_weights(learner)
     # Stage 1 has no head: it trains an embedding, and nothing else.
     assert ("logits" in learner.student.output_names) == objective.classifies
     assert {dtype for dtype in _output_dtypes(learner.student)} == {tf.float32}
 
-    history = _fit(learner, steps=3)
+    # A loss scale that is too large for float16 is halved at every step, until it fits.
+    history = _fit(learner, steps=12 if precision == "mixed_float16" else 3)
     assert set(history) == {"loss", *objective.parts, "weight_penalty"}
     assert all(np.isfinite(values).all() for values in history.values())
     assert history["loss"][0] > 0
     assert all(isinstance(m, tf.keras.metrics.Mean) for m in learner.metrics)
     assert {m.dtype for m in learner.metrics} == {"float32"}
     # A frozen teacher keeps its weights and its batch norm's statistics; a student does not.
-    assert all(not np.array_equal(a, b) for a, b in _changing(before, learner.student))
+    after = _trained_weights(learner)
+    assert all(not np.array_equal(a, b) for a, b in zip(before, after, strict=True))
     if learner.teacher:
         for a, b in zip(frozen, learner.teacher.get_weights(), strict=True):
             np.testing.assert_array_equal(a, b)
@@ -206,8 +369,10 @@ def _output_dtypes(network):
     return [x.dtype for x in network(IMAGES).values()]
 
 
-def _changing(before, student):
-    return zip(before, student.get_weights(), strict=True)
+def _trained_weights(learner):
+    """The student's weights and its adapter's, batch norm's statistics included."""
+    adapter = learner.adapter.get_weights() if learner.adapter else []
+    return learner.student.get_weights() + adapter
 
 
 def test_weight_decays_with_the_optimizers_epochs():
@@ -284,3 +449,64 @@ def test_momentum_accumulates_the_penalty_as_in_torch(nesterov):
         w = w - rate * (g + momentum * v if nesterov else v)
     _fit(learner, steps=3)
     np.testing.assert_allclose(bias, w, rtol=1e-5)
+
+
+# ---- features -----------------------------------------------------------------------------
+
+PLAIN_SGD = dataclasses.replace(
+    tiny.RECIPE, milestones=(), momentum=0.0, nesterov=False, weight_decay=0.0
+)
+
+
+@pytest.mark.parametrize(
+    "method", [FitNet, AttentionTransfer, NeuronSelectivity, VariationalInformation]
+)
+def test_features_teach_the_layers_below_them_and_the_adapter_alone(method):
+    # Without cross-entropy and weight decay, only the method's own loss moves anything.
+    objective = Distillation(method(layers=("conv",)), cross_entropy_weight=0.0)
+    learner = _learner(objective, PLAIN_SGD)
+    taught = learner.student.get_layer("conv").trainable_variables
+    taught = taught + (learner.adapter.trainable_variables if learner.adapter else [])
+    before = [w.numpy() for w in taught]
+    top = learner.student.get_layer("logits").get_weights()
+    history = _fit(learner, steps=4, epochs=5)
+    assert all(not np.array_equal(a, b) for a, b in zip(before, taught, strict=True))
+    for a, b in zip(top, learner.student.get_layer("logits").get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    (name,) = method.parts
+    assert history[name][-1] < history[name][0]
+
+
+@pytest.mark.parametrize("method", [FitNet, VariationalInformation])
+def test_weight_decay_applies_to_the_adapter(method):
+    # With weight 0 nothing but the penalty moves it: one step leaves w · (1 - lr·λ).
+    recipe = dataclasses.replace(PLAIN_SGD, learning_rate=0.5, weight_decay=0.25)
+    learner = _learner(Distillation(method(weight=0.0, layers=LAYERS)), recipe)
+    before = [w.numpy() for w in learner.trainable_variables]
+    adapter = [w.numpy() for w in learner.adapter.trainable_variables]
+    history = _fit(learner, steps=1)
+    penalty = 0.5 * 0.25 * sum(np.sum(np.square(w, dtype=np.float64)) for w in before)
+    assert history["weight_penalty"] == pytest.approx([penalty], rel=1e-6)
+    for w, now in zip(adapter, learner.adapter.trainable_variables, strict=True):
+        np.testing.assert_allclose(now, w * (1 - 0.5 * 0.25), rtol=1e-6)
+
+
+def test_variances_move_towards_the_mean_squared_errors():
+    # α -= lr · ∂/∂α of ½ · mean(e/σ² + log σ²), with e a channel's mean squared error and
+    # ∂σ²/∂α = sigmoid(α): up where e > σ², down where e < σ².
+    rate = 100.0
+    recipe = dataclasses.replace(PLAIN_SGD, learning_rate=rate)
+    learner = _learner(Distillation(VariationalInformation(layers=("conv",))), recipe)
+    conv = learner.teacher.get_layer("conv")
+    conv.set_weights([conv.get_weights()[0] * np.float32([0.1, 0.1, 10, 10, 10])])
+    (alpha,) = [w for w in learner.adapter.trainable_variables if w.shape.rank == 1]
+    batch = learner.global_batch(tf.constant(IMAGES), tf.constant(LABELS), training=True)
+    errors = np.mean(np.square(batch.adapted["conv"] - batch.teacher["conv"]), axis=(0, 1, 2))
+    assert set(errors > 5) == {True, False}
+
+    first = alpha.numpy().astype(np.float64)
+    slopes = 0.5 * (1 / 5 - errors / 25) / len(errors) / (1 + np.exp(-first))
+    _fit(learner, steps=1)
+    np.testing.assert_allclose(alpha, first - rate * slopes, rtol=1e-4)
+    moved = learner.adapter({"conv": batch.student["conv"]})["conv_variance"]
+    assert (np.sign(moved - 5.0) == np.sign(errors - 5.0)).all()
