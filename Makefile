@@ -1,14 +1,18 @@
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 STAMP := $(VENV)/requirements.stamp
+TFX := .venv-tfx
+TFX_DEMO := export/tfx_demo
+WEB := export/web
+PORT := 8000
 
 export PYTHON  # so that both `make PYTHON=...` and the environment reach find_python.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint
+.PHONY: help train test lint tfx-demo web-demo
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
 
 train: $(STAMP)  ## set up .venv, then train a small student by relationship matching
 	$(RUN) refilled_tf.train --gin_file=gin/quickstart.gin
@@ -19,9 +23,27 @@ test: $(STAMP)  ## run the tests
 lint: $(STAMP)  ## check the style
 	$(RUN) ruff check
 
+tfx-demo: $(TFX)/requirements.stamp  ## run a TFX pipeline on digits, in a .venv-tfx of its own
+	PYTHONWARNINGS=ignore TF_CPP_MIN_LOG_LEVEL=3 $(TFX)/bin/python -m export.tfx_demo.pipeline
+
+$(TFX)/requirements.stamp: $(TFX_DEMO)/requirements.txt $(TFX_DEMO)/tfx.txt | $(TFX)/bin/pip
+	$(TFX)/bin/pip install --quiet --no-input --disable-pip-version-check -r $(TFX_DEMO)/requirements.txt
+	$(TFX)/bin/pip install --quiet --no-input --disable-pip-version-check \
+	    --no-deps --ignore-requires-python -r $(TFX_DEMO)/tfx.txt
+	@touch $@
+
+web-demo: $(WEB)/node_modules/.package-lock.json  ## try a model in a browser: MODEL=FILE.tflite
+	$(if $(MODEL),cp "$(MODEL)",rm -f) $(WEB)/model.tflite
+	python3 -m http.server --bind localhost --directory $(WEB) $(PORT)
+
+# npm writes this file last.
+$(WEB)/node_modules/.package-lock.json: $(WEB)/package-lock.json
+	npm ci --prefix $(WEB) --no-audit --no-fund
+	@touch $@
+
 # Not bin/python, which is already there when a set-up is interrupted before it has pip.
-$(VENV)/bin/pip:
-	@python=$$(tools/find_python.sh) && set -x && "$$python" -m venv $(VENV)
+%/bin/pip:
+	@python=$$(tools/find_python.sh) && set -x && "$$python" -m venv $*
 
 $(STAMP): requirements.txt requirements-dev.txt | $(VENV)/bin/pip
 	$(RUN) pip install --quiet --no-input --disable-pip-version-check -r requirements-dev.txt

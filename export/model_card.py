@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import time
 from importlib import metadata
 
 import tensorflow as tf
@@ -24,7 +25,7 @@ PACKAGES = (
 CARD = """\
 # {method}: {classes} classes
 
-Version {version}, made from the stage `{stage}`.
+Made on {date} from the stage `{stage}`.
 
 | | |
 |---|---|
@@ -47,7 +48,7 @@ It knows the classes below and no others: an image of anything else gets one of 
 - `classes` are the names of the most probable classes, best first, `scores` their probabilities;
   `probabilities` are those of all classes in the order of `assets/{vocabulary}`; `embedding` has
   length 1.
-- `image_bytes` are JPEG or PNG files of any size; `examples` and `inputs` are serialized
+- `image_bytes` are JPEG or PNG files of up to 33 megapixels; `examples` and `inputs` are serialized
   `tf.Example`s with such a file as their feature `image/encoded`; `images` are in [0, 255].
 - Files are resized to {load_size}×{load_size} whatever their proportions, and the centre of
   {size}×{size} is taken: the same as when the accuracy above was measured.
@@ -78,12 +79,11 @@ boxes: send images that the object fills.
 """
 
 
-def text(trained: Trained, version: int, functions: Functions, difference: float) -> str:
+def text(trained: Trained, functions: Functions, difference: float) -> str:
     """Writes the card.
 
     Args:
         trained: what was exported.
-        version: of the export.
         functions: behind its signatures.
         difference: the largest between the export's answers and the network's.
 
@@ -99,7 +99,7 @@ def text(trained: Trained, version: int, functions: Functions, difference: float
     return CARD.format(
         method=stage.method,
         classes=len(data.class_names),
-        version=version,
+        date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         stage=stage.name,
         network=stage.backbone,
         size=options.image_size,

@@ -14,11 +14,9 @@ from tensorflow_serving.apis import (
     prediction_log_pb2,
 )
 
-from export import MODEL_NAME
+from export import MODEL_NAME, WARMUP
 from export.replay import Arrays
 from refilled_tf.data.task import Data
-
-WARMUP = Path("assets.extra/tf_serving_warmup_requests")
 
 
 def make(squares: np.ndarray, images: np.ndarray) -> Arrays:

@@ -8,7 +8,8 @@ embedding        image_bytes [B] string, JPEG or PNG     embedding
 classify         inputs [B] string, tf.Example each      classes, scores
 
 An Example holds the encoded image as its feature "image/encoded". Encoded images may have any
-size, shape and number of channels; they are seen as the scoring after the training saw its images.
+shape and number of channels, and up to MAX_PIXELS pixels; they are seen as the scoring after the
+training saw its images.
 
 classes        [B, k] string, the k = min(5, C) most probable classes, best first
 scores         [B, k] float32, their probabilities
@@ -30,6 +31,9 @@ from refilled_tf.data.task import Data
 
 TOP = 5
 VOCABULARY = "classes.txt"
+MAX_PIXELS = 2**25  # of one image: 100 MB once it is decoded
+# Of a PNG: signature, length and type of the first chunk. Width and height follow.
+PNG_HEAD = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 
 Functions = dict[str, tf.types.experimental.ConcreteFunction]
 
@@ -80,6 +84,38 @@ def _lines(vocabulary: Path) -> tf.lookup.StaticHashTable:
     return tf.lookup.StaticHashTable(initializer, default_value="")
 
 
+def _checked(encoded: tf.Tensor) -> tf.Tensor:
+    """Returns an encoded image, once its header is seen to promise no more than MAX_PIXELS.
+
+    In the graph, so that every server is safe from a small file that decodes to gigabytes.
+
+    Args:
+        encoded: scalar string.
+
+    Returns:
+        The same. Running it raises InvalidArgumentError where the image is neither JPEG nor PNG,
+        or too large.
+    """
+    is_jpeg = tf.io.is_jpeg(encoded)
+    # With zeros behind it, so that width and height can be read of a file that ends before them.
+    header = tf.strings.substr(encoded, 0, len(PNG_HEAD) + 8) + b"\0" * (len(PNG_HEAD) + 8)
+    is_png = tf.strings.substr(header, 0, len(PNG_HEAD)) == PNG_HEAD
+    known = tf.Assert(is_jpeg | is_png, ["an image is neither JPEG nor PNG"])
+    with tf.control_dependencies([known]):
+        sides = tf.cond(
+            is_jpeg,
+            lambda: tf.io.extract_jpeg_shape(encoded)[:2],
+            lambda: tf.io.decode_raw(
+                tf.strings.substr(header, len(PNG_HEAD), 8), tf.int32, little_endian=False
+            ),
+        )
+    pixels = tf.reduce_prod(tf.cast(sides, tf.int64))
+    message = tf.strings.format(f"an image has {{}} pixels, the limit is {MAX_PIXELS}", pixels)
+    small = tf.Assert(pixels <= MAX_PIXELS, [message])
+    with tf.control_dependencies([small]):
+        return tf.identity(encoded)
+
+
 def _functions(network: tf.keras.Model, data: Data, names: tf.lookup.StaticHashTable) -> Functions:
     """Traces the signatures."""
     loaded, size = data.load_size, data.image_size
@@ -94,7 +130,7 @@ def _functions(network: tf.keras.Model, data: Data, names: tf.lookup.StaticHashT
     def preprocess(encoded):
         """Does what `TfdsSource.images` and `batches.scoring_batches` do."""
         squares = tf.map_fn(
-            lambda image: decode_image(image, None, loaded),
+            lambda image: decode_image(_checked(image), None, loaded),
             encoded,
             fn_output_signature=tf.TensorSpec([loaded, loaded, 3], tf.uint8),
         )

@@ -32,15 +32,28 @@ def publish(trained: Trained, base: Path) -> Path:
     # The Unix time, and yet the highest number: two exports may fall into the same second.
     version = max([int(time.time()), *(number + 1 for number in older)])
     models = server_files.label(server_files.read_models(base), older, version)
-    data = trained.stage.task.data
-    with _appearing(base / str(version)) as folder:
-        functions = signatures.save(trained.network, data, trained.data.class_names, folder)
-        requests.write_warmup(folder, data)
-        difference = check.check(folder, trained)
-        card = model_card.text(trained, version, functions, difference)
-        (folder / "model_card.md").write_text(card, encoding="utf-8")
+    save(trained, base / str(version))
     server_files.write(base, models)
     return base / str(version)
+
+
+def save(trained: Trained, folder: Path) -> None:
+    """Writes a classifier's SavedModel, once it is seen to answer as it should.
+
+    Args:
+        trained: what to export.
+        folder: the SavedModel's own; must not be there, or be empty.
+
+    Raises:
+        InputError: `folder` cannot be written, or the export fails its check; then nothing is.
+    """
+    data = trained.stage.task.data
+    with _appearing(folder) as temporary:
+        functions = signatures.save(trained.network, data, trained.data.class_names, temporary)
+        requests.write_warmup(temporary, data)
+        difference = check.check(temporary, trained)
+        card = model_card.text(trained, functions, difference)
+        (temporary / "model_card.md").write_text(card, encoding="utf-8")
 
 
 def existing(base: Path) -> list[int]:

@@ -14,15 +14,18 @@ from refilled_tf import experiment as experiments
 from refilled_tf.data import sources, splits, task  # noqa: F401
 from refilled_tf.errors import InputError, require
 from refilled_tf.learners import (  # noqa: F401
+    attention,
     cross_entropy,
     distillation,
     fitnet,
     joint,
     local,
+    nst,
     relationship,
     rkd,
+    vid,
 )
-from refilled_tf.models import mobilenet  # noqa: F401
+from refilled_tf.models import mobilenet, resnet, wide_resnet  # noqa: F401
 
 GIN_FOLDER = Path(__file__).resolve().parent.parent / "gin"
 OPERATIVE = "operative_config.gin"

@@ -7,9 +7,13 @@ a cross-task student has few images, and decoding a JPEG costs more than a Mobil
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import hashlib
 import logging
 import os
+import re
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import gin
@@ -146,15 +150,13 @@ class TfdsSource:
             return positions.lookup(example[self.key]), image
 
         builder = self._builder(data_dir)
-        images = np.zeros((len(keys), size, size, 3), np.uint8)
-        readable = np.zeros(len(keys), bool)
-        for split in ("train", "test"):
-            dataset = self._read(builder, split, ["image", self.key, self.box])
-            dataset = dataset.filter(lambda ex: positions.lookup(ex[self.key]) >= 0)
-            dataset = dataset.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
-            for rows, decoded in dataset.ignore_errors().batch(64).as_numpy_iterator():
-                images[rows], readable[rows] = decoded, True
-        return images, readable
+        train, test = (
+            self._read(builder, split, ["image", self.key, self.box])
+            .filter(lambda example: positions.lookup(example[self.key]) >= 0)
+            .map(decode, num_parallel_calls=tf.data.AUTOTUNE)
+            for split in ("train", "test")
+        )
+        return _collect(train.concatenate(test), len(keys), size)
 
     def _builder(self, data_dir: str | None) -> tfds.core.DatasetBuilder:
         if self.folder:
@@ -206,6 +208,140 @@ class TfdsSource:
         # TFDS warns of a deprecated call of its own.
         with muted(logging.WARNING):
             return builder.as_dataset(split=split, decoders=decoders, shuffle_files=False)
+
+
+class Record(NamedTuple):
+    """An image of `ExampleFiles`, still encoded; `text` is its class's name, or empty."""
+
+    key: str
+    trains: bool
+    label: int
+    text: str
+    encoded: bytes
+
+
+@gin.register
+@dataclasses.dataclass(frozen=True)
+class ExampleFiles:
+    """TFRecord files of tf.Examples, such as TFX's ExampleGen writes.
+
+    An example holds a JPEG or PNG as its feature "image/encoded", the number of its class as
+    "image/class/label" and, if the class has a name, this as "image/class/text". The classes are
+    the labels that occur, ascending.
+
+    Attributes:
+        train: patterns of the files that train; files that end in .gz are compressed.
+        test: patterns of the files that are scored.
+    """
+
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+
+    def __post_init__(self):
+        for split in ("train", "test"):
+            patterns = getattr(self, split)
+            require(
+                not isinstance(patterns, str) and len(patterns) > 0,
+                f"ExampleFiles.{split}={patterns!r} must be a list of patterns, such as "
+                "['DIR/train-*']",
+            )
+            object.__setattr__(self, split, tuple(patterns))
+
+    def index(self, data_dir: str | None = None) -> Index:
+        """Reads labels and names, and makes keys of the images' content.
+
+        Raises:
+            InputError: a pattern matches no file, a file is none of TFRecords, or a record lacks
+                a feature; a label has two names, or two labels have one.
+        """
+        keys, trains, labels, texts = [], [], [], {}
+        for record in self._records():
+            keys.append(record.key)
+            trains.append(record.trains)
+            labels.append(record.label)
+            if record.text:
+                known = texts.setdefault(record.label, record.text)
+                require(
+                    known == record.text,
+                    f"ExampleFiles: label {record.label} has two names in image/class/text: "
+                    f"{known!r} and {record.text!r}",
+                )
+        classes, labels = np.unique(labels, return_inverse=True)
+        names = tuple(texts.get(label, str(label)) for label in classes.tolist())
+        repeated = [name for name, count in collections.Counter(names).items() if count > 1]
+        require(
+            not repeated,
+            f"ExampleFiles: several labels have the name {repeated[:1]} in image/class/text",
+        )
+        return Index(np.array(keys), labels.astype(np.int32), np.array(trains), names)
+
+    def images(self, keys, size: int, data_dir: str | None = None):
+        """Decodes the images of `keys`, resized to size×size."""
+        rows = {key: row for row, key in enumerate(keys)}
+
+        def wanted():
+            for record in self._records():
+                if record.key in rows:
+                    yield rows[record.key], record.encoded
+
+        signature = (tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.string))
+        dataset = tf.data.Dataset.from_generator(wanted, output_signature=signature)
+        dataset = dataset.map(
+            lambda row, encoded: (row, decode_image(encoded, None, size)),
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
+        return _collect(dataset, len(keys), size)
+
+    def _records(self) -> Iterator[Record]:
+        """Reads all files; where an image repeats in a split, its keys are numbered."""
+        counts = collections.Counter()
+        for split in ("train", "test"):
+            for path in _matches(f"ExampleFiles.{split}", getattr(self, split)):
+                for encoded, label, text in _read_examples(path):
+                    content = f"{split}/{hashlib.sha256(encoded).hexdigest()[:16]}"
+                    counts[content] += 1
+                    key = f"{content}/{counts[content]}"
+                    yield Record(key, split == "train", label, text, encoded)
+
+
+def _matches(option: str, patterns: Sequence[str]) -> list[str]:
+    """Returns the files that match, each once."""
+    paths = {pattern: tf.io.gfile.glob(pattern) for pattern in patterns}
+    for pattern, found in paths.items():
+        require(bool(found), f"{option}: no file matches {pattern!r}")
+    return sorted(set().union(*paths.values()))
+
+
+def _read_examples(path: str) -> Iterator[tuple[bytes, int, str]]:
+    """Yields the encoded image, the label and the class's name, or "", of every record."""
+    features = {
+        "image/encoded": tf.io.FixedLenFeature([], tf.string, b""),
+        "image/class/label": tf.io.FixedLenFeature([], tf.int64, -1),
+        "image/class/text": tf.io.FixedLenFeature([], tf.string, b""),
+    }
+    records = tf.data.TFRecordDataset(path, "GZIP" if path.endswith(".gz") else None)
+    examples = records.map(lambda record: tf.io.parse_single_example(record, features))
+    try:
+        for number, example in enumerate(examples.as_numpy_iterator()):
+            encoded, label = example["image/encoded"], int(example["image/class/label"])
+            require(encoded != b"", f"{path}: record {number} has no image/encoded")
+            require(
+                label >= 0,
+                f"{path}: record {number} has no image/class/label, or a negative one",
+            )
+            yield encoded, label, example["image/class/text"].decode(errors="replace")
+    except tf.errors.OpError as error:
+        reason = re.sub(r"{{.*?}} ", "", error.message.splitlines()[0])
+        raise InputError(f"{path} is not a file of tf.Examples: {reason}") from error
+
+
+def _collect(dataset: tf.data.Dataset, count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Puts a dataset of (row, image) in order; of what cannot be decoded the row stays empty."""
+    images = np.zeros((count, size, size, 3), np.uint8)
+    readable = np.zeros(count, bool)
+    for rows, decoded in dataset.ignore_errors().batch(64).as_numpy_iterator():
+        images[rows], readable[rows] = decoded, True
+    return images, readable
 
 
 def decode_image(encoded: tf.Tensor, box: tf.Tensor | None, size: int) -> tf.Tensor:

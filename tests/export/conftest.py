@@ -37,3 +37,17 @@ def base(work_dir, tmp_path_factory):
 def version(base):
     (number,) = versions.existing(base)
     return base / str(number)
+
+
+@pytest.fixture(scope="session")
+def tflite_run(work_dir, tmp_path_factory):
+    """The command that makes .tflite files, finished, and their folder."""
+    folder = tmp_path_factory.mktemp("tflite") / "made/by it"
+    run = digits.command("export.tflite", f"--work_dir={work_dir}", f"--output_dir={folder}")
+    assert run.returncode == 0, run.stderr
+    return run, folder
+
+
+@pytest.fixture(scope="session")
+def tflite_folder(tflite_run):
+    return tflite_run[1]

@@ -5,10 +5,12 @@ what that Keras network gives for the same pixels.
 """
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import digits
+import images
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -146,14 +148,43 @@ def test_empty_batch_is_answered_by_nothing(name, served, model):
 @pytest.mark.parametrize(
     ("name", "key", "value", "message"),
     [
-        ("serving_bytes", "image_bytes", [b"no image"], "Unknown image file format"),
         ("serving_default", "examples", [b"no example"], "Could not parse example"),
         ("classify", "inputs", [tf.train.Example().SerializeToString()], "image/encoded"),
     ],
 )
-def test_what_is_no_image_is_an_error_of_the_request(name, key, value, message, served):
+def test_what_is_no_example_is_an_error_of_the_request(name, key, value, message, served):
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
         served[name](**{key: tf.constant(value)})
+
+
+@pytest.fixture(scope="session")
+def by_session(version):
+    """A function that asks "serving_bytes" as the C++ server does."""
+    v1 = tf.compat.v1
+    session = v1.Session(graph=tf.Graph())
+    graph = v1.saved_model.loader.load(session, [tf.saved_model.SERVING], str(version))
+    signature = graph.signature_def["serving_bytes"]
+    key, output = signature.inputs["image_bytes"].name, signature.outputs["scores"].name
+    yield lambda image_bytes: session.run(output, {key: image_bytes})
+    session.close()
+
+
+@pytest.mark.parametrize(("content", "message"), images.BAD.values(), ids=images.BAD)
+def test_what_is_no_image_is_an_error_of_the_request(content, message, served, by_session):
+    message = re.escape(message)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        served["serving_bytes"](image_bytes=tf.constant([content]))
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        by_session([content])
+
+
+def test_limit_of_pixels(served, by_session):
+    largest = images.black_png(2**13, 2**12)
+    assert by_session([largest]).shape == (1, 5)
+    assert served["serving_bytes"](image_bytes=tf.constant([largest]))["scores"].shape == (1, 5)
+    message = f"an image has {2**12 * (2**13 + 1)} pixels, the limit is {2**25}"
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        by_session([images.black_png(2**13 + 1, 2**12)])
 
 
 def test_centre_is_cropped_and_seven_classes_give_five_names(tmp_path):

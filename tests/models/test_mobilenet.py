@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from refilled_tf.errors import InputError
 from refilled_tf.models.mobilenet import MobileNet
-from refilled_tf.models.networks import classifier
+from refilled_tf.models.networks import classifier, embedding_network, with_features
 
 # Trainable weights with 100 and with 200 classes, and batch norm's running statistics: from the
 # layer shapes of Howard et al., Table 1, 25,600·α per 100 classes of the top layer plus biases.
@@ -44,6 +44,25 @@ def test_stem_stride_sets_the_resolution(stride, size, last):
     network = MobileNet(width=0.25, stem_stride=stride).build(size)
     assert network.get_layer("conv1").strides == (stride, stride)
     assert network.get_layer("conv_pw_13_relu").output_shape[1:3] == (last, last)
+
+
+@pytest.mark.parametrize(
+    ("stride", "blocks", "shapes"),
+    [
+        (1, (1, 3, 5), [(32, 32, 16), (16, 16, 32), (8, 8, 64)]),
+        (2, (3, 5, 11), [(8, 8, 32), (4, 4, 64), (2, 2, 128)]),
+    ],
+)
+def test_features_are_the_last_of_their_resolution(stride, blocks, shapes):
+    network = embedding_network(MobileNet(width=0.25, stem_stride=stride), 32)
+    names = [name for f, b in enumerate(blocks, 1) for name in (f"f{f}", f"conv_pw_{b}_bn")]
+    images = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype(np.float32)
+    outputs = with_features(network, names)(images)
+    for feature, block, shape in zip(("f1", "f2", "f3"), blocks, shapes, strict=True):
+        assert outputs[feature].shape == (2, *shape)
+        activated = np.clip(outputs[f"conv_pw_{block}_bn"], 0, 6)
+        np.testing.assert_array_equal(outputs[feature], activated)
+        assert network.get_layer(f"conv_dw_{block + 1}").strides == (2, 2)
 
 
 def test_batch_norm_is_synchronised_with_the_momentum_asked_for():

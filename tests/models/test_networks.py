@@ -1,4 +1,4 @@
-"""Networks as a whole: precision, saving, and starting from another one's embedding."""
+"""Networks as a whole: precision, saving, features, starting from another one's embedding."""
 
 from __future__ import annotations
 
@@ -12,12 +12,28 @@ from refilled_tf.models.networks import (
     classifier,
     copy_embedding_weights,
     embedding_network,
+    feature_shapes,
+    mark,
     outputs_of,
+    with_features,
 )
+from refilled_tf.models.resnet import CifarResNet
+from refilled_tf.models.wide_resnet import WideResNet
 
 # Without momentum one training step sets all of batch norm's statistics.
-SMALL = MobileNet(width=0.25, batch_norm_momentum=0.0)
+SMALL = WideResNet(10, 1, batch_norm_momentum=0.0)
+# ResNet-34 is made of the same kinds of layers as CifarResNet, but takes seconds each time.
+BACKBONES = (
+    SMALL,
+    MobileNet(width=0.25, batch_norm_momentum=0.0),
+    CifarResNet(8, batch_norm_momentum=0.0),
+)
 IMAGES = np.random.default_rng(0).uniform(0, 255, (5, 32, 32, 3)).astype(np.float32)
+
+
+every_backbone = pytest.mark.parametrize(
+    "backbone", BACKBONES, ids=lambda backbone: type(backbone).__name__
+)
 
 
 @pytest.fixture
@@ -42,7 +58,7 @@ def _assert_close(a, b):
 
 def test_logits_are_linear_in_the_embedding():
     network = classifier(SMALL, 32, 7)
-    assert network.output_shape == {"embedding": (None, 256), "logits": (None, 7)}
+    assert network.output_shape == {"embedding": (None, 64), "logits": (None, 7)}
     _disturb(network)
     weights, bias = network.get_layer("logits").get_weights()
     outputs = network(IMAGES)
@@ -50,9 +66,11 @@ def test_logits_are_linear_in_the_embedding():
     np.testing.assert_allclose(outputs["logits"], wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_half_precision_network_answers_in_float32(half_precision):
-    network = classifier(SMALL, 32, 3)
-    assert network.get_layer("conv1").compute_dtype == "float16"
+@every_backbone
+def test_half_precision_network_answers_in_float32(backbone, half_precision):
+    network = classifier(backbone, 32, 3)
+    inner = [x for x in network.layers if x.weights and x.name != "logits"]
+    assert {x.compute_dtype for x in inner} == {"float16"}
     assert network.get_layer("logits").compute_dtype == "float32"
     assert {w.dtype for w in network.trainable_weights} == {tf.float32}
     outputs = network(IMAGES)
@@ -60,32 +78,67 @@ def test_half_precision_network_answers_in_float32(half_precision):
     assert np.isfinite(outputs["logits"]).all()
 
 
+@every_backbone
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
-def test_saved_network_computes_the_same(tmp_path, policy):
+def test_saved_and_cloned_networks_compute_the_same(tmp_path, policy, backbone):
     tf.keras.mixed_precision.set_global_policy(policy)
     try:
-        network = classifier(SMALL, 32, 3)
+        network = classifier(backbone, 32, 3)
     finally:
         tf.keras.mixed_precision.set_global_policy("float32")
     _disturb(network)
     network.save(tmp_path / "model.keras")
-    again = tf.keras.models.load_model(tmp_path / "model.keras", compile=False)
+    saved = tf.keras.models.load_model(tmp_path / "model.keras", compile=False)
+    cloned = tf.keras.models.clone_model(network)
+    cloned.set_weights(network.get_weights())
 
-    for before, after in zip(network.get_weights(), again.get_weights(), strict=True):
-        np.testing.assert_array_equal(before, after)
-    assert [x.compute_dtype for x in again.layers] == [x.compute_dtype for x in network.layers]
-    before, after = network(IMAGES), again(IMAGES)
-    for name in ("embedding", "logits"):
-        if policy == "float32":
-            _assert_close(before[name], after[name])
-        else:  # rounding to half precision, amplified by 27 batch norms of random weights
-            assert np.corrcoef(np.ravel(before[name]), np.ravel(after[name]))[0, 1] > 0.99
-    assert again.get_layer("conv_pw_5_bn").momentum == 0.0
+    wanted = network(IMAGES)
+    for copy in (saved, cloned):
+        for before, after in zip(network.get_weights(), copy.get_weights(), strict=True):
+            np.testing.assert_array_equal(before, after)
+        assert [x.compute_dtype for x in copy.layers] == [x.compute_dtype for x in network.layers]
+        assert all(type(x).__module__.startswith("keras.") for x in copy.layers)
+        norms = [x for x in copy.layers if isinstance(x, tf.keras.layers.BatchNormalization)]
+        assert {norm.momentum for norm in norms} == {0.0}
+        outputs = copy(IMAGES)
+        for name in ("embedding", "logits"):
+            if policy == "float32":
+                _assert_close(wanted[name], outputs[name])
+            else:  # rounding to half precision, amplified by batch norms of random weights
+                pair = np.ravel(wanted[name]), np.ravel(outputs[name])
+                assert np.corrcoef(*pair)[0, 1] > 0.99
 
 
-def test_copied_embedding_is_the_same_and_the_top_is_fresh():
-    source, target = embedding_network(SMALL, 32), classifier(SMALL, 32, 3)
-    assert source.output_shape == {"embedding": (None, 256)}
+def test_marked_features_are_among_the_outputs():
+    images = tf.keras.Input((2, 2, 3))
+    doubled = mark(tf.keras.layers.Rescaling(2.0)(images), "doubled")
+    network = tf.keras.Model(images, {"embedding": tf.keras.layers.Flatten()(doubled)})
+    assert feature_shapes(network, ("doubled",)) == {"doubled": (None, 2, 2, 3)}
+
+    numbers = np.arange(24, dtype=np.float32).reshape(2, 2, 2, 3)
+    outputs = with_features(network, ("doubled",))(numbers)
+    assert outputs.keys() == {"embedding", "doubled"}
+    np.testing.assert_array_equal(outputs["doubled"], 2 * numbers)
+    np.testing.assert_array_equal(outputs["embedding"], 2 * numbers.reshape(2, 12))
+
+
+def test_network_with_features_has_the_same_weights():
+    network = classifier(SMALL, 32, 3)
+    weights = with_features(network, ("f1", "f2", "f3")).trainable_weights
+    assert [id(w) for w in weights] == [id(w) for w in network.trainable_weights]
+
+
+@pytest.mark.parametrize("look", [with_features, feature_shapes])
+def test_unknown_feature_is_named(look):
+    network = embedding_network(SMALL, 32)
+    with pytest.raises(InputError, match=r"no layer 'f4' to distil; it has images, .*, f3, "):
+        look(network, ("f1", "f4"))
+
+
+@every_backbone
+def test_copied_embedding_is_the_same_and_the_top_is_fresh(backbone):
+    source, target = embedding_network(backbone, 32), classifier(backbone, 32, 3)
+    assert source.output_names == ["embedding"]
     _disturb(source)
     top = [w.copy() for w in target.get_layer("logits").get_weights()]
     copy_embedding_weights(source, target)
@@ -105,8 +158,8 @@ def test_copy_leaves_the_sources_top_behind():
 
 
 def test_copy_from_another_width_is_refused():
-    wide = embedding_network(MobileNet(width=0.125), 32)
-    with pytest.raises(InputError, match=r"layer 'conv1'.*same backbone"):
+    wide = embedding_network(WideResNet(10, 2), 32)
+    with pytest.raises(InputError, match=r"layer 'group1_block1_conv1'.*same backbone"):
         copy_embedding_weights(wide, classifier(SMALL, 32, 3))
 
 

@@ -1,0 +1,139 @@
+"""Asks a server for the classes of images: python -m export.client --address=… IMAGE….
+
+Speaks TensorFlow Serving's gRPC or REST, to TensorFlow Serving itself or to export.serve. Prints
+the most probable classes of every image, best first.
+"""
+
+from __future__ import annotations
+
+import base64
+import urllib.parse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import grpc
+import requests
+import tensorflow as tf
+from absl import flags
+from tensorflow_serving.apis.model_pb2 import ModelSpec
+from tensorflow_serving.apis.predict_pb2 import PredictRequest
+from tensorflow_serving.apis.prediction_service_pb2_grpc import PredictionServiceStub
+
+from export import MODEL_NAME
+from refilled_tf.entry import run_main
+from refilled_tf.errors import InputError, require
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string(
+    "address",
+    "http://localhost:8501",
+    "http://HOST:PORT or https://HOST:PORT for REST, grpc://HOST:PORT or HOST:PORT for gRPC.",
+)
+flags.DEFINE_string("model", MODEL_NAME, "The model's name.")
+flags.DEFINE_integer("version", None, "The model's version; the latest if unset.", 0)
+flags.DEFINE_string("label", None, "Instead of a version its label, such as stable.")
+
+SIGNATURE = "serving_bytes"
+TIMEOUT = 60.0  # seconds
+
+
+class Classes(NamedTuple):
+    """What the signature answers for B images: the most probable classes, best first.
+
+    Attributes:
+        classes: [B, k] names.
+        scores: [B, k] probabilities.
+    """
+
+    classes: Sequence[Sequence[str]]
+    scores: Sequence[Sequence[float]]
+
+
+def main(argv: list[str]) -> None:
+    """Prints the classes of the images that the arguments name."""
+    paths = argv[1:]
+    require(bool(paths), "no image is given: python -m export.client [--flags] IMAGE…")
+    require(FLAGS.version is None or FLAGS.label is None, "give --version or --label, not both")
+    images = [_read(path) for path in paths]
+    scheme, _, target = FLAGS.address.rpartition("://")
+    require(
+        scheme in {"http", "https", "grpc", ""},
+        f"--address={FLAGS.address} must begin with http://, https:// or grpc://, or be HOST:PORT",
+    )
+    spec = ModelSpec(name=FLAGS.model, signature_name=SIGNATURE, version_label=FLAGS.label)
+    if FLAGS.version is not None:
+        spec.version.value = FLAGS.version
+    if scheme.startswith("http"):
+        answer = over_rest(FLAGS.address, spec, images)
+    else:
+        answer = over_grpc(target, spec, images)
+    for path, names, scores in zip(paths, *answer, strict=True):
+        print(path)
+        for name, score in zip(names, scores, strict=True):
+            print(f"  {100 * score:6.2f} %  {name}")
+
+
+def over_rest(address: str, spec: ModelSpec, images: Sequence[bytes]) -> Classes:
+    """Asks over REST, for all images at once.
+
+    Args:
+        address: http://HOST:PORT.
+        spec: the model, the signature, and perhaps a version or its label.
+        images: B JPEG or PNG files.
+
+    Raises:
+        InputError: the server cannot be reached, or refuses.
+    """
+    parts = ["models", spec.name]
+    if spec.HasField("version"):
+        parts += ["versions", str(spec.version.value)]
+    elif spec.version_label:
+        parts += ["labels", spec.version_label]
+    path = "/".join(urllib.parse.quote(part, safe="") for part in parts)
+    encoded = [{"b64": base64.b64encode(image).decode()} for image in images]
+    body = {"signature_name": spec.signature_name, "inputs": encoded}
+    try:
+        response = requests.post(f"{address}/v1/{path}:predict", json=body, timeout=TIMEOUT)
+    except requests.RequestException as error:
+        raise InputError(f"{address} cannot be asked: {error}") from error
+    try:
+        content = response.json()
+        if not response.ok:
+            raise InputError(f"{address}: {response.status_code}: {content['error']}")
+        return Classes(content["outputs"]["classes"], content["outputs"]["scores"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{address} does not answer as TensorFlow Serving does") from error
+
+
+def over_grpc(address: str, spec: ModelSpec, images: Sequence[bytes]) -> Classes:
+    """Asks over gRPC, for all images at once.
+
+    Args:
+        address: HOST:PORT.
+        spec: the model, the signature, and perhaps a version or its label.
+        images: B JPEG or PNG files.
+
+    Raises:
+        InputError: the server cannot be reached, or refuses.
+    """
+    request = PredictRequest(model_spec=spec, output_filter=Classes._fields)
+    request.inputs["image_bytes"].CopyFrom(tf.make_tensor_proto(images))
+    with grpc.insecure_channel(address) as channel:
+        try:
+            response = PredictionServiceStub(channel).Predict(request, TIMEOUT)
+        except grpc.RpcError as error:
+            raise InputError(f"{address}: {error.code().name}: {error.details()}") from error
+    classes, scores = (tf.make_ndarray(response.outputs[name]) for name in Classes._fields)
+    return Classes([[name.decode() for name in row] for row in classes], scores.tolist())
+
+
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+
+
+if __name__ == "__main__":
+    run_main(main)

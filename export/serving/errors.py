@@ -1,0 +1,58 @@
+"""What a caller is told when a request fails: one exception for gRPC and for REST."""
+
+from __future__ import annotations
+
+import grpc
+from absl import logging
+
+Code = grpc.StatusCode
+
+# As TensorFlow Serving translates them; whatever is not here is the server's own fault.
+HTTP_STATUS = {
+    Code.CANCELLED: 499,
+    Code.INVALID_ARGUMENT: 400,
+    Code.DEADLINE_EXCEEDED: 504,
+    Code.NOT_FOUND: 404,
+    Code.RESOURCE_EXHAUSTED: 429,
+    Code.FAILED_PRECONDITION: 400,
+    Code.ABORTED: 409,
+    Code.OUT_OF_RANGE: 400,
+    Code.UNIMPLEMENTED: 501,
+    Code.UNAVAILABLE: 503,
+}
+LONGEST = 1000  # characters; gRPC sends messages as headers, which have to stay below 8 KB
+
+
+class RequestError(Exception):
+    """A request that cannot be answered.
+
+    Attributes:
+        code: what gRPC callers see.
+        message: a line for a person.
+    """
+
+    def __init__(self, code: Code, message: str):
+        self.code = code
+        self.message = message if len(message) <= LONGEST else message[:LONGEST] + "…"
+        super().__init__(self.message)
+
+    @property
+    def http_status(self) -> int:
+        """What REST callers see."""
+        return HTTP_STATUS.get(self.code, 500)
+
+
+def require_valid(condition: bool, message: str) -> None:
+    """Raises RequestError for an invalid argument with `message` unless `condition` holds."""
+    if not condition:
+        raise RequestError(Code.INVALID_ARGUMENT, message)
+
+
+def told(error: Exception) -> RequestError:
+    """Returns what a caller is told of an exception; what nobody has foreseen goes to the log."""
+    if isinstance(error, RequestError):
+        return error
+    if isinstance(error, UnicodeEncodeError):  # JSON can spell half a character, "\ud800"
+        return RequestError(Code.INVALID_ARGUMENT, f"a string is no Unicode: {error.reason}")
+    logging.error("A request failed unexpectedly.", exc_info=error)
+    return RequestError(Code.INTERNAL, "internal error; the server's log says more")

@@ -1,0 +1,253 @@
+"""TensorFlow Serving's REST bodies: JSON to the official messages, and those to JSON."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from google.protobuf import json_format
+from google.protobuf.message import Message
+from tensorflow.core.framework.tensor_pb2 import TensorProto
+from tensorflow.core.protobuf.meta_graph_pb2 import TensorInfo
+from tensorflow_serving.apis.classification_pb2 import ClassificationRequest
+from tensorflow_serving.apis.get_model_metadata_pb2 import (
+    GetModelMetadataRequest,
+    SignatureDefMap,
+)
+from tensorflow_serving.apis.predict_pb2 import PredictRequest
+
+from export.serving.errors import Code, RequestError, require_valid
+from export.serving.model import Model
+
+Infos = Mapping[str, TensorInfo]  # what a signature says of its inputs
+
+
+def predict(model: Model, body: bytes) -> dict[str, Any]:
+    """Answers a :predict call.
+
+    Args:
+        model: what is asked.
+        body: {"instances": rows} or {"inputs": columns}, and perhaps a "signature_name".
+
+    Returns:
+        {"predictions": rows} or {"outputs": columns}, as asked. The name of an only output is
+        left out.
+
+    Raises:
+        RequestError: the body is not as above, or `model` refuses it.
+    """
+    document = _parsed(body)
+    request = PredictRequest()
+    request.model_spec.signature_name = _signature_name(document)
+    _, signature = model.signature(request.model_spec.signature_name)
+    by_row = "instances" in document
+    require_valid(
+        by_row != ("inputs" in document),
+        "the body must have either 'instances' or 'inputs'",
+    )
+    columns = (
+        _columns_of_rows(document["instances"], signature.inputs)
+        if by_row
+        else _columns(document["inputs"], signature.inputs)
+    )
+    for name, value in columns.items():
+        # A name that the signature does not have is refused by the model, whatever the value.
+        dtype = signature.inputs[name].dtype if name in signature.inputs else tf.string
+        request.inputs[name].CopyFrom(_tensor(value, tf.as_dtype(dtype), name))
+    response = model.predict(request)
+    outputs = {name: _values(name, proto) for name, proto in response.outputs.items()}
+    if len(outputs) == 1:
+        (answer,) = outputs.values()
+    elif by_row:
+        rows = zip(*outputs.values(), strict=True)
+        answer = [dict(zip(outputs, row, strict=True)) for row in rows]
+    else:
+        answer = outputs
+    return {"predictions" if by_row else "outputs": answer}
+
+
+def classify(model: Model, body: bytes) -> dict[str, Any]:
+    """Answers a :classify call.
+
+    Args:
+        model: what is asked.
+        body: {"examples": [{feature: value or list}]}, perhaps with a "context" of features that
+            all examples have, and a "signature_name".
+
+    Returns:
+        {"results": [[[label, score], …] for each example]}.
+
+    Raises:
+        RequestError: the body is not as above, or `model` refuses it.
+    """
+    document = _parsed(body)
+    request = ClassificationRequest()
+    request.model_spec.signature_name = _signature_name(document)
+    examples = document.get("examples")
+    require_valid(
+        isinstance(examples, list) and len(examples) > 0,
+        "'examples' must be a list of objects that is not empty",
+    )
+    target = request.input.example_list
+    if "context" in document:
+        target = request.input.example_list_with_context
+        target.context.CopyFrom(_example(document["context"]))
+    target.examples.extend(map(_example, examples))
+    result = model.classify(request).result
+    return {
+        "results": [
+            [[each.label, _shortest(np.float32(each.score)).item()] for each in row.classes]
+            for row in result.classifications
+        ]
+    }
+
+
+def metadata(model: Model) -> dict[str, Any]:
+    """Returns name and version of a model, and its signatures."""
+    response = model.metadata(GetModelMetadataRequest(metadata_field=["signature_def"]))
+    signatures = SignatureDefMap()
+    response.metadata["signature_def"].Unpack(signatures)
+    return {
+        "model_spec": of_message(response.model_spec),
+        "metadata": {"signature_def": of_message(signatures)},
+    }
+
+
+def of_message(message: Message) -> dict[str, Any]:
+    """Returns a message with its fields' own names, and with fields that have their defaults."""
+    return json_format.MessageToDict(
+        message, preserving_proto_field_name=True, including_default_value_fields=True
+    )
+
+
+def _parsed(body: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(body)
+    except RecursionError as error:
+        raise RequestError(Code.INVALID_ARGUMENT, "JSON Parse error: nested too deeply") from error
+    except ValueError as error:
+        raise RequestError(Code.INVALID_ARGUMENT, f"JSON Parse error: {error}") from error
+    require_valid(isinstance(document, dict), "the body must be a JSON object")
+    return document
+
+
+def _signature_name(document: dict[str, Any]) -> str:
+    name = document.get("signature_name", "")
+    require_valid(isinstance(name, str), "'signature_name' must be a string")
+    return name
+
+
+def _columns_of_rows(rows: Any, infos: Infos) -> dict[str, Any]:
+    """Returns [B] values by input: of {input: value} rows, or of the values of an only input."""
+    require_valid(
+        isinstance(rows, list) and len(rows) > 0, "'instances' must be a list that is not empty"
+    )
+    if not any(map(_has_names, rows)):
+        return _named(rows, infos, "'instances'")
+    for number, row in enumerate(rows):
+        require_valid(
+            _has_names(row) and row.keys() == rows[0].keys(),
+            f"item {number} of 'instances' does not have the inputs of the first",
+        )
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def _columns(value: Any, infos: Infos) -> dict[str, Any]:
+    """Returns tensors by input, of {input: tensor} or of the tensor of an only input."""
+    return value if _has_names(value) else _named(value, infos, "'inputs'")
+
+
+def _named(value: Any, infos: Infos, key: str) -> dict[str, Any]:
+    require_valid(
+        len(infos) == 1, f"{key} must name the inputs, which are {', '.join(sorted(infos))}"
+    )
+    return dict.fromkeys(infos, value)
+
+
+def _has_names(value: Any) -> bool:
+    return isinstance(value, dict) and not _is_base64(value)
+
+
+def _is_base64(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() == {"b64"} and isinstance(value["b64"], str)
+
+
+def _tensor(value: Any, dtype: tf.DType, name: str) -> TensorProto:
+    """Packs nested lists, or a single value."""
+    if dtype == tf.string:
+        # As objects: numpy's own strings lose zero bytes at their end.
+        leaves = np.array(value, object)
+        strings = np.array([_bytes(leaf, f"input {name!r}") for leaf in leaves.flat], object)
+        return tf.make_tensor_proto(strings, dtype, leaves.shape)
+    try:
+        numbers = np.array(value)
+    except ValueError as error:
+        raise RequestError(
+            Code.INVALID_ARGUMENT, f"input {name!r} has lists of different lengths"
+        ) from error
+    require_valid(
+        numbers.dtype.kind in "iuf"
+        and np.can_cast(numbers.dtype, dtype.as_numpy_dtype, "same_kind"),
+        f"input {name!r} takes numbers that are {dtype.name}",
+    )
+    return tf.make_tensor_proto(numbers.astype(dtype.as_numpy_dtype))
+
+
+def _bytes(value: Any, where: str) -> bytes:
+    """Returns a string's bytes, in UTF-8 or as {"b64": …} says."""
+    if isinstance(value, str):
+        return value.encode()
+    require_valid(
+        _is_base64(value), f"{where} has {value!r:.50} instead of a string or {{'b64': …}}"
+    )
+    try:
+        return base64.b64decode(value["b64"], validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise RequestError(Code.INVALID_ARGUMENT, f"{where} is no base64: {error}") from error
+
+
+def _example(features: Any) -> tf.train.Example:
+    require_valid(isinstance(features, dict), "an example must be an object of features")
+    return tf.train.Example(
+        features=tf.train.Features(
+            feature={name: _feature(name, value) for name, value in features.items()}
+        )
+    )
+
+
+def _feature(name: str, value: Any) -> tf.train.Feature:
+    """Makes a feature of one value or of a list, all of one type; booleans count as 1 and 0."""
+    values = value if isinstance(value, list) else [value]
+    if all(isinstance(each, int) and -(2**63) <= each < 2**63 for each in values):
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
+    if all(isinstance(each, float) for each in values):
+        return tf.train.Feature(float_list=tf.train.FloatList(value=values))
+    strings = [_bytes(each, f"feature {name!r}") for each in values]
+    return tf.train.Feature(bytes_list=tf.train.BytesList(value=strings))
+
+
+def _values(name: str, proto: TensorProto) -> Any:
+    """Unpacks an output into nested lists. A name that ends with "_bytes" means base64."""
+    array = tf.make_ndarray(proto)
+    if proto.dtype == tf.string.as_datatype_enum:
+        decode = _base64 if name.endswith("_bytes") else _text
+        return np.frompyfunc(decode, 1, 1)(array).tolist()
+    return _shortest(array).tolist() if array.dtype == np.float32 else array.tolist()
+
+
+def _text(value: bytes) -> str:
+    return value.decode(errors="replace")
+
+
+def _base64(value: bytes) -> dict[str, str]:
+    return {"b64": base64.b64encode(value).decode()}
+
+
+def _shortest(array: np.ndarray) -> np.ndarray:
+    """Turns float32 into the float64 with the fewest digits: .1, not .10000000149011612."""
+    return array.astype(str).astype(np.float64)

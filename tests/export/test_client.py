@@ -1,0 +1,116 @@
+"""The client, over both protocols, against the embedded server.
+
+Expected names and scores are those of the Keras network.
+"""
+
+import re
+
+import digits
+import embedded
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow_serving.apis.model_pb2 import ModelSpec
+
+from export import client
+from refilled_tf.errors import InputError
+from refilled_tf.models import networks
+
+
+@pytest.fixture(scope="module")
+def server(base):
+    with embedded.server(base) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def files(model, tmp_path_factory):
+    """Two test images as files."""
+    folder = tmp_path_factory.mktemp("files")
+    paths = [folder / "first.png", folder / "second image.png"]
+    for path, pixels in zip(paths, model.data.test.images, strict=False):
+        path.write_bytes(tf.io.encode_png(pixels).numpy())
+    return paths
+
+
+@pytest.fixture(scope="module")
+def printed(model, files):
+    """What the client is to print of them."""
+    pixels = model.data.test.images[: len(files)].astype(np.float32)
+    logits = networks.outputs_of(model.network, [pixels])["logits"]
+    blocks = []
+    for path, row in zip(files, tf.nn.softmax(logits).numpy(), strict=True):
+        best = np.argsort(-row)
+        lines = (f"  {100 * row[i]:6.2f} %  {model.data.class_names[i]}\n" for i in best)
+        blocks.append(f"{path}\n" + "".join(lines))
+    return "".join(blocks)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_classes_are_printed(protocol, server, files, printed):
+    address = {"grpc": f"grpc://{server.grpc}", "http": server.http}[protocol]
+    run = digits.command("export.client", f"--address={address}", "--label=stable", *files)
+    assert (run.returncode, run.stdout) == (0, printed), run.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["absent.png"], "absent.png cannot be read: No such file or directory"),
+        ([], "no image is given: python -m export.client [--flags] IMAGE…"),
+    ],
+)
+def test_command_ends_with_one_line_on_bad_input(arguments, message):
+    run = digits.command("export.client", *arguments)
+    assert (run.returncode, run.stdout) == (1, "")
+    assert run.stderr.splitlines()[-1] == f"error: {message}"
+
+
+@pytest.mark.parametrize(
+    ("spec", "image", "by_grpc", "by_rest"),
+    [
+        (
+            {"name": "other"},
+            b"",
+            "NOT_FOUND: Servable not found for request: Latest(other)",
+            "404: Servable not found for request: Latest(other)",
+        ),
+        (
+            {"name": "refilled", "version": {"value": 7}},
+            b"",
+            "NOT_FOUND: Servable not found for request: Specific(refilled, 7)",
+            "404: Servable not found for request: Specific(refilled, 7)",
+        ),
+        (
+            {"name": "refilled", "version_label": "a/b"},
+            b"",
+            "INVALID_ARGUMENT: Unrecognized servable version label: a/b; there are canary, stable",
+            "400: Unrecognized servable version label: a/b; there are canary, stable",
+        ),
+        (
+            {"name": "refilled"},
+            b"no image",
+            "INVALID_ARGUMENT: assertion failed: [an image is neither JPEG nor PNG]",
+            "400: assertion failed: [an image is neither JPEG nor PNG]",
+        ),
+    ],
+)
+def test_refusals_of_the_server(spec, image, by_grpc, by_rest, server):
+    spec = ModelSpec(signature_name=client.SIGNATURE, **spec)
+    with pytest.raises(InputError, match=f"^{re.escape(f'{server.grpc}: {by_grpc}')}$"):
+        client.over_grpc(server.grpc, spec, [image])
+    with pytest.raises(InputError, match=f"^{re.escape(f'{server.http}: {by_rest}')}$"):
+        client.over_rest(server.http, spec, [image])
+
+
+def test_addresses_where_nothing_of_the_kind_listens(server):
+    spec = ModelSpec(name="refilled", signature_name=client.SIGNATURE)
+    with pytest.raises(InputError, match="localhost:1: UNAVAILABLE: "):
+        client.over_grpc("localhost:1", spec, [b""])
+    with pytest.raises(InputError, match="http://localhost:1 cannot be asked: "):
+        client.over_rest("http://localhost:1", spec, [b""])
+    # The ports of one protocol do not speak the other.
+    with pytest.raises(InputError, match="UNAVAILABLE"):
+        client.over_grpc(server.http.removeprefix("http://"), spec, [b""])
+    with pytest.raises(InputError, match="cannot be asked"):
+        client.over_rest(f"http://{server.grpc}", spec, [b""])
