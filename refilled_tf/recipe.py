@@ -13,7 +13,7 @@ from refilled_tf.errors import require
 @gin.register
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """SGD with momentum, coupled L2 and a step schedule. The defaults are the paper's.
+    """SGD with momentum, coupled L2 and a falling rate. The defaults are the paper's.
 
     Attributes:
         epochs: length of one cycle of the schedule.
@@ -23,8 +23,10 @@ class Recipe:
         classes_per_batch: P for class-balanced batches of P classes × B/P images; None for
             plain shuffling.
         learning_rate: at the start of a cycle.
-        milestones: shares of a cycle's epochs after which the rate drops, ascending.
-        decay_factor: what the rate is multiplied with at a milestone.
+        embedding_rate: the rate of all layers below the top one, as a share of the top one's.
+        schedule: "steps" drops the rate at milestones; "cosine" lowers it along half a cosine.
+        milestones: of "steps": shares of a cycle's epochs after which the rate drops, ascending.
+        decay_factor: what the rate is multiplied with at a milestone, or by the end of a cosine.
         momentum: of SGD.
         nesterov: whether the momentum is Nesterov's.
         weight_decay: λ of ½·λ·‖w‖².
@@ -37,6 +39,8 @@ class Recipe:
     batch_size: int = 128
     classes_per_batch: int | None = None
     learning_rate: float = 0.1
+    embedding_rate: float = 1.0
+    schedule: str = "steps"
     milestones: tuple[float, ...] = (0.25, 0.5, 0.75)
     decay_factor: float = 0.2
     momentum: float = 0.9
@@ -53,12 +57,24 @@ class Recipe:
                 f"Recipe.{name}={value} must be a whole number of at least 1",
             )
         require(self.learning_rate > 0, f"Recipe.learning_rate={self.learning_rate} must be > 0")
+        require(
+            0 <= self.embedding_rate <= 1,
+            f"Recipe.embedding_rate={self.embedding_rate} must lie in [0, 1]",
+        )
         require(0 <= self.momentum < 1, f"Recipe.momentum={self.momentum} must lie in [0, 1)")
         require(self.weight_decay >= 0, f"Recipe.weight_decay={self.weight_decay} must be ≥ 0")
         require(
             all(0 < m < 1 for m in self.milestones)
             and list(self.milestones) == sorted(self.milestones),
             f"Recipe.milestones={self.milestones} must be ascending shares between 0 and 1",
+        )
+        require(
+            self.schedule in ("steps", "cosine"),
+            f"Recipe.schedule={self.schedule!r} must be 'steps' or 'cosine'",
+        )
+        require(
+            0 < self.decay_factor <= 1,
+            f"Recipe.decay_factor={self.decay_factor} must lie in (0, 1]",
         )
         accepted = ("float32", "mixed_float16", "mixed_bfloat16")
         require(
@@ -90,6 +106,13 @@ class Recipe:
 
         A milestone takes effect with the first step of its epoch, round(share · epochs).
         """
+        if self.schedule == "cosine":
+            return tf.keras.optimizers.schedules.CosineDecayRestarts(
+                self.learning_rate,
+                self.epochs * steps_per_epoch,
+                t_mul=1.0,
+                alpha=self.decay_factor,
+            )
         boundaries, values = [], []
         for cycle in range(self.cycles):
             for drop, share in enumerate((0.0, *self.milestones)):

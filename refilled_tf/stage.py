@@ -2,6 +2,7 @@
 
 FOLDER/stage.json     what made it: every setting that matters, and its parents' digests
 FOLDER/checkpoints/   the last finished epochs, while it trains
+FOLDER/cache/         of a teacher: its outputs for fixed views, see teacher_cache.py
 FOLDER/logs/          TensorBoard
 FOLDER/model.keras    the trained network; plain Keras
 FOLDER/result.json    scores and cost; written last, so it marks the stage as finished
@@ -28,6 +29,29 @@ from refilled_tf.models import networks
 from refilled_tf.recipe import Recipe
 
 
+@gin.register("teacher_cache")
+@dataclasses.dataclass(frozen=True)
+class TeacherCache:
+    """Whether the teacher is asked in every step, or once about a few views of each image.
+
+    Attributes:
+        views: K, how many fixed augmentations of an image there are; 0 augments afresh in every
+            step and runs the teacher.
+        seed: of the views; stages that share it, a task and a teacher share their cache.
+    """
+
+    views: int = 0
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("views", "seed"):
+            value = getattr(self, name)
+            require(
+                isinstance(value, int) and value >= 0,
+                f"teacher_cache.{name}={value} must be a whole number of at least 0",
+            )
+
+
 @gin.register
 @dataclasses.dataclass(frozen=True)
 class Stage:
@@ -42,6 +66,7 @@ class Stage:
         recipe: how long and how fast.
         start: the stage whose embedding weights it starts from; None starts from scratch.
         teacher: the stage whose network teaches; dropped where the objective needs none.
+        teacher_cache: how often the teacher is run; the default where there is none.
         seed: of initial weights, batches and augmentation.
     """
 
@@ -53,6 +78,7 @@ class Stage:
     recipe: Recipe
     start: Stage | None = None
     teacher: Stage | None = None
+    teacher_cache: TeacherCache = TeacherCache()
     seed: int = 0
 
     def __post_init__(self):
@@ -60,7 +86,13 @@ class Stage:
             re.fullmatch(r"[\w.-]*\w", self.name) is not None,
             f"Stage.name={self.name!r} names a folder: letters, digits, '_', '-' and '.' only",
         )
-        for option, kind in (("task", Task), ("objective", Objective), ("recipe", Recipe)):
+        kinds = {
+            "task": Task,
+            "objective": Objective,
+            "recipe": Recipe,
+            "teacher_cache": TeacherCache,
+        }
+        for option, kind in kinds.items():
             value = getattr(self, option)
             require(
                 isinstance(value, kind),
@@ -70,6 +102,7 @@ class Stage:
         require(0 <= self.seed < 2**31, f"Stage.seed={self.seed} must lie in [0, 2³¹)")
         if not self.objective.needs_teacher:
             object.__setattr__(self, "teacher", None)
+            object.__setattr__(self, "teacher_cache", TeacherCache())
         require(
             not self.objective.needs_teacher or self.teacher is not None,
             f"stage {self.name!r} has the objective {type(self.objective).__name__}, which needs "
@@ -92,8 +125,12 @@ class Stage:
 
     def digest(self) -> str:
         """Returns a short hash of the settings."""
-        text = json.dumps(self.settings(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return _digest(self.settings())
+
+
+def _digest(settings: dict[str, Any]) -> str:
+    text = json.dumps(settings, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 # The name in the table, and what to do with images that a finished stage has not met.
@@ -139,6 +176,11 @@ class Run:
     def folder(self, stage: Stage) -> Path:
         """Returns the stage's folder."""
         return self.work_dir / "stages" / stage.name
+
+    def cache_folder(self, stage: Stage) -> Path:
+        """Returns where the outputs of the stage's teacher for its views are, or will be."""
+        settings = _flatten(stage.task) | _flatten(stage.teacher_cache)
+        return self.folder(stage.teacher) / "cache" / _digest(settings)
 
     def is_finished(self, stage: Stage) -> bool:
         """Whether the stage is trained and scored."""
@@ -198,17 +240,22 @@ def check_folder(stage: Stage, run: Run) -> None:
         isinstance(there, dict),
         f"{path} holds no settings of a stage; delete {path.parent} to train the stage again",
     )
+    differing = differences(there, stage.settings())
+    require(
+        not differing,
+        f"{path.parent} was made with other settings: {differing}. Take another --work_dir, or "
+        "delete that folder to train the stage again",
+    )
+
+
+def differences(there: dict[str, Any], now: dict[str, Any]) -> str:
+    """Lists in words how settings read from a file differ from the present ones; "" if nowhere."""
     # Through JSON, as what is compared with has been.
-    now = json.loads(json.dumps(stage.settings()))
-    differing = [
+    now = json.loads(json.dumps(now))
+    return "; ".join(
         f"{name} = {there.get(name)!r} there, {now.get(name)!r} now"
         for name in sorted(there.keys() | now.keys())
         if there.get(name) != now.get(name)
-    ]
-    require(
-        not differing,
-        f"{path.parent} was made with other settings: {'; '.join(differing)}. Take another "
-        "--work_dir, or delete that folder to train the stage again",
     )
 
 

@@ -14,7 +14,7 @@ import tensorflow as tf
 from absl import logging
 from tqdm.keras import TqdmCallback
 
-from refilled_tf import storage
+from refilled_tf import storage, teacher_cache
 from refilled_tf.data import batches
 from refilled_tf.data.task import Examples, TaskData, load
 from refilled_tf.errors import InputError, require
@@ -145,7 +145,15 @@ def _build(stage: Stage, run: Run, data: TaskData) -> tuple[Learner, int]:
             centers, _ = class_centers(
                 outputs["embedding"], data.train.labels, len(data.class_names)
             )
-        learner = Learner(student, stage.objective, teacher, centers, recipe.weight_decay, steps)
+        learner = Learner(
+            student,
+            stage.objective,
+            teacher,
+            centers,
+            recipe.weight_decay,
+            steps,
+            recipe.embedding_rate,
+        )
         learner.compile(optimizer=recipe.optimizer(steps))
         learner.optimizer.build(learner.trainable_variables)
     return learner, steps
@@ -154,6 +162,7 @@ def _build(stage: Stage, run: Run, data: TaskData) -> tuple[Learner, int]:
 def _distributed_batches(stage: Stage, run: Run, examples: Examples, first: int, steps: int):
     """Returns the batches of all epochs from `first` on, dealt out to workers and replicas."""
     recipe = stage.recipe
+    views = teacher_cache.views(stage, run, examples)
     order = np.concatenate(
         [
             batches.epoch_order(
@@ -164,7 +173,7 @@ def _distributed_batches(stage: Stage, run: Run, examples: Examples, first: int,
     )
     return run.strategy.distribute_datasets_from_function(
         lambda context: batches.training_batches(
-            examples, stage.task.data, order, stage.seed, first * steps, context
+            examples, stage.task.data, order, stage.seed, first * steps, context, views
         )
     )
 

@@ -14,7 +14,8 @@ from refilled_tf.errors import InputError
 GIN = Path(__file__).resolve().parents[1] / "gin"
 # What two experiments share: they leave the choice of the class split to them.
 SHARED = {"cub.gin", "cub50.gin", "cifar100_cross.gin"}
-EXPERIMENTS = sorted({path.name for path in GIN.glob("*.gin")} - SHARED)
+OVERLAY = "official_code.gin"
+EXPERIMENTS = sorted({path.name for path in GIN.glob("*.gin")} - SHARED - {OVERLAY})
 QUICK = "quickstart.gin"
 
 
@@ -50,6 +51,21 @@ def test_operative_config_gives_the_same_experiment(name, tmp_path):
     first = config.load_experiment([name])
     (tmp_path / config.OPERATIVE).write_text(config.operative_config(), encoding="utf-8")
     assert config.load_work_dir(tmp_path) == first
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_official_code_goes_over_any_experiment(name):
+    """Its own values: github.com/njulus/REFILLED, Train.py and main.py of December 2020."""
+    stages = {each.name: each for each in config.load_experiment([name, OVERLAY]).stages()}
+    if "refilled" not in stages:
+        return
+    refilled, triplet = stages["refilled"], stages["triplet"]
+    assert (refilled.recipe.embedding_rate, refilled.recipe.schedule) == (0.1, "steps")
+    assert refilled.objective.centers == "global"
+    assert (refilled.objective.weight, refilled.objective.decay) == (100.0, 0.0)
+    assert (triplet.recipe.schedule, triplet.recipe.decay_factor) == ("cosine", 0.1)
+    assert (triplet.objective.tau_teacher, triplet.objective.tau_student) == (4.0, 4.0)
+    assert triplet.objective.fallback == "farthest"
 
 
 def test_cub_easy_is_the_papers_protocol():

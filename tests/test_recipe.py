@@ -48,6 +48,13 @@ def test_milestones_of_short_trainings_are_rounded_to_epochs():
     np.testing.assert_allclose(_rates(recipe, 1), [1.0, 0.5, 0.125])
 
 
+def test_cosine_falls_from_the_rate_to_its_share():
+    # ½·(1 + cos(π·t/4)) at t = 0 … 3, between 1 and .1; then the cycle begins anew.
+    recipe = Recipe(epochs=2, cycles=2, learning_rate=1.0, schedule="cosine", decay_factor=0.1)
+    cycle = [0.1 + 0.9 * half for half in (1.0, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2)]
+    np.testing.assert_allclose(_rates(recipe, 2), cycle * 2, rtol=1e-5)
+
+
 def test_optimizer_is_sgd_on_the_schedule():
     optimizer = Recipe(epochs=4, learning_rate=0.3, momentum=0.8, nesterov=False).optimizer(5)
     assert isinstance(optimizer, tf.keras.optimizers.SGD)
@@ -81,6 +88,9 @@ def test_only_float16_scales_the_loss(precision):
         ("milestones", (0.0, 0.5)),
         ("milestones", (0.5, 1.0)),
         ("milestones", (50, 100)),
+        ("schedule", "linear"),
+        ("decay_factor", 0.0),
+        ("embedding_rate", 1.5),
         ("precision", "float16"),
     ],
 )

@@ -6,7 +6,9 @@ an unbroken one, and any number of replicas or workers sees, together, the same 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import keras_cv
 import numpy as np
@@ -14,6 +16,31 @@ import tensorflow as tf
 
 from refilled_tf.data.task import Data, Examples
 from refilled_tf.errors import require
+
+
+class Views(NamedTuple):
+    """Fixed augmentations of every training image, and what is known of each.
+
+    Attributes:
+        numbers: [N, K, 3] float32 in [0, 1), what `augmentation` makes K views of an image by.
+        outputs: by name [N, K, …] float16, maybe memory maps: what a teacher makes of the views.
+    """
+
+    numbers: np.ndarray
+    outputs: dict[str, np.ndarray]
+
+    def read(self, rows: tf.Tensor, views: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Returns the outputs [b, …] float32 of views [b] int32 of images, rows [b] int32."""
+        read = tf.numpy_function(
+            lambda *places: [array[places] for array in self.outputs.values()],
+            (rows, views),
+            [tf.float16] * len(self.outputs),
+            stateful=False,
+        )
+        return {
+            name: tf.cast(tf.ensure_shape(x, (*rows.shape, *array.shape[2:])), tf.float32)
+            for x, (name, array) in zip(read, self.outputs.items(), strict=True)
+        }
 
 
 def epoch_order(
@@ -67,6 +94,40 @@ def epoch_order(
     return order
 
 
+def augmentation(data: Data) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    """Makes the augmentation: padding, a crop, a flip.
+
+    keras-cv flips by numbers handed to it, because its own generator would restart with the
+    process. Its RandomCrop resamples, which can skip a row or column of pixels, so the crop is
+    cut out here.
+
+    Args:
+        data: image size and augmentation.
+
+    Returns:
+        A function of images [b, load_size, load_size, 3] and numbers [b, 3] float32 in [0, 1),
+        for top, left and flip, that returns [b, image_size, image_size, 3] float32.
+    """
+    # The layer asks for TensorFlow's global generator, which must have a seed when ops are
+    # deterministic; nothing is drawn from it.
+    tf.random.set_global_generator(tf.random.Generator.from_seed(0))
+    flip = keras_cv.layers.RandomFlip()
+
+    def augment(images, numbers):
+        batch = tf.cast(images, tf.float32)
+        batch = tf.pad(batch, ((0, 0), (data.pad,) * 2, (data.pad,) * 2, (0, 0)))
+        corners = tf.cast(numbers[:, :2] * (batch.shape[1] - data.image_size + 1), tf.int32)
+        side = tf.range(data.image_size)
+        batch = tf.gather(batch, corners[:, :1] + side, axis=1, batch_dims=1)
+        batch = tf.gather(batch, corners[:, 1:] + side, axis=2, batch_dims=1)
+        if data.flip:
+            sides = {"flip_horizontals": numbers[:, 2:], "flip_verticals": numbers[:, 2:] * 0}
+            batch = flip.augment_images(batch, sides)
+        return tf.ensure_shape(batch, (images.shape[0], data.image_size, data.image_size, 3))
+
+    return augment
+
+
 def training_batches(
     examples: Examples,
     data: Data,
@@ -74,13 +135,12 @@ def training_batches(
     seed: int,
     first_step: int = 0,
     context: tf.distribute.InputContext | None = None,
+    views: Views | None = None,
 ) -> tf.data.Dataset:
     """Builds the augmented batches of one input pipeline.
 
     The random numbers of an image depend on the seed, the step and the image's place in the
-    global batch. keras-cv flips by numbers handed to it, because its own generator would restart
-    with the process. Its RandomCrop resamples, which can skip a row or column of pixels, so the
-    crop is cut out here.
+    global batch. With `views` they only choose one of its views.
 
     Args:
         examples: the training images.
@@ -89,10 +149,12 @@ def training_batches(
         seed: of the augmentation.
         first_step: number of `order`'s first step since the beginning of the training.
         context: the place of this pipeline among workers and replicas; None for the only one.
+        views: the only augmentations there are; None for fresh ones in every step.
 
     Returns:
-        Dataset of (images [b, image_size, image_size, 3] float32 in [0, 255], labels [b] int32);
-        b = B / replicas. Consecutive elements belong to consecutive replicas.
+        Dataset of (images [b, image_size, image_size, 3] float32 in [0, 255], labels [b] int32)
+        and, with `views`, as a third {name: [b, …] float32} of their outputs; b = B / replicas.
+        Consecutive elements belong to consecutive replicas.
     """
     context = context or tf.distribute.InputContext()
     steps, batch_size = order.shape
@@ -103,25 +165,18 @@ def training_batches(
     rows = order.reshape(steps, replicas, per_replica)[:, mine]
 
     images, labels = tf.constant(examples.images), tf.constant(examples.labels)
-    # The layer asks for TensorFlow's global generator, which must have a seed when ops are
-    # deterministic; nothing is drawn from it.
-    tf.random.set_global_generator(tf.random.Generator.from_seed(seed))
-    flip = keras_cv.layers.RandomFlip()
+    augment = augmentation(data)
 
-    def augment(rows, step, start):
-        uniform = tf.random.stateless_uniform((batch_size, 3), seed=tf.stack([seed, step]))
-        uniform = tf.slice(uniform, (start, 0), (per_replica, 3))
-        batch = tf.cast(tf.gather(images, rows), tf.float32)
-        batch = tf.pad(batch, ((0, 0), (data.pad,) * 2, (data.pad,) * 2, (0, 0)))
-        corners = tf.cast(uniform[:, :2] * (batch.shape[1] - data.image_size + 1), tf.int32)
-        side = tf.range(data.image_size)
-        batch = tf.gather(batch, corners[:, :1] + side, axis=1, batch_dims=1)
-        batch = tf.gather(batch, corners[:, 1:] + side, axis=2, batch_dims=1)
-        if data.flip:
-            sides = {"flip_horizontals": uniform[:, 2:], "flip_verticals": uniform[:, 2:] * 0}
-            batch = flip.augment_images(batch, sides)
-        batch = tf.ensure_shape(batch, (per_replica, data.image_size, data.image_size, 3))
-        return batch, tf.gather(labels, rows)
+    def batch(rows, step, start):
+        draw = functools.partial(tf.random.stateless_uniform, seed=tf.stack([seed, step]))
+        if views is None:
+            numbers, taught = tf.slice(draw((batch_size, 3)), (start, 0), (per_replica, 3)), ()
+        else:
+            chosen = draw((batch_size,), maxval=views.numbers.shape[1], dtype=tf.int32)
+            chosen = tf.slice(chosen, (start,), (per_replica,))
+            numbers = tf.gather_nd(views.numbers, tf.stack([rows, chosen], axis=1))
+            taught = (views.read(rows, chosen),)
+        return augment(tf.gather(images, rows), numbers), tf.gather(labels, rows), *taught
 
     elements = (
         rows.reshape(-1, per_replica),
@@ -129,7 +184,7 @@ def training_batches(
         np.tile((mine * per_replica).astype(np.int32), steps),
     )
     dataset = tf.data.Dataset.from_tensor_slices(elements)
-    dataset = dataset.map(augment, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    dataset = dataset.map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return dataset.prefetch(tf.data.AUTOTUNE)
 
 

@@ -100,6 +100,7 @@ class Learner(tf.keras.Model):
         teacher_centers: tf.Tensor | None = None,
         weight_decay: float = 0.0,
         steps_per_epoch: int = 1,
+        embedding_rate: float = 1.0,
     ):
         """Puts the pieces together.
 
@@ -111,6 +112,8 @@ class Learner(tf.keras.Model):
             weight_decay: λ of the penalty ½·λ·‖w‖² on all trainable weights; coupled, that is,
                 part of the gradient that momentum accumulates, as in torch's SGD.
             steps_per_epoch: turns the optimizer's step count into epochs.
+            embedding_rate: share of the learning rate at which the student's layers below the
+                top one learn.
         """
         super().__init__()
         self.student = student
@@ -127,6 +130,7 @@ class Learner(tf.keras.Model):
         self.teacher_centers = teacher_centers
         self.weight_decay = weight_decay
         self.steps_per_epoch = steps_per_epoch
+        self.embedding_rate = embedding_rate
         names = ("loss", *objective.parts, "weight_penalty")
         self.means = {name: tf.keras.metrics.Mean(name=name) for name in names}
 
@@ -139,12 +143,19 @@ class Learner(tf.keras.Model):
         """Returns the student's outputs."""
         return self.student(images, training=training)
 
-    def global_batch(self, images: tf.Tensor, labels: tf.Tensor, training: bool) -> GlobalBatch:
+    def global_batch(
+        self,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        taught: dict[str, tf.Tensor] | None = None,
+        training: bool = True,
+    ) -> GlobalBatch:
         """Runs the networks on this replica's images and gathers the outputs of all replicas.
 
         Args:
             images: [b, S, S, 3] float32, this replica's share.
             labels: [b] int32.
+            taught: [b, …] float32, the teacher's outputs where they are known; None runs it.
             training: mode of the student's batch norm.
 
         Returns:
@@ -153,30 +164,36 @@ class Learner(tf.keras.Model):
         student = _gather_all(self._student(images, training))
         teacher = adapted = None
         if self.objective.needs_teacher:
-            outputs = _gather_all(self._teacher(images, training=False))
-            teacher = {name: tf.stop_gradient(x) for name, x in outputs.items()}
+            outputs = self._teacher(images, training=False) if taught is None else taught
+            teacher = {name: tf.stop_gradient(x) for name, x in _gather_all(outputs).items()}
         if self.adapter is not None:
             features = {name: student[name] for name in self.objective.features}
             adapted = _in_float32(self.adapter(features, training))
         epoch = tf.cast(self.optimizer.iterations // self.steps_per_epoch, tf.float32)
         return GlobalBatch(_gather(labels), student, teacher, self.teacher_centers, epoch, adapted)
 
-    def train_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Takes one optimizer step on this replica's (images [b, S, S, 3], labels [b])."""
-        images, labels = data
+    def train_step(self, data: tuple) -> dict[str, tf.Tensor]:
+        """Takes one optimizer step on this replica's share, the arguments of `global_batch`."""
         weights = self.trainable_variables
         with tf.GradientTape() as tape:
-            loss, parts = self.objective(self.global_batch(images, labels, training=True))
+            loss, parts = self.objective(self.global_batch(*data))
             # ½·λ·‖w‖²: tf.nn.l2_loss holds the half.
             penalty = self.weight_decay * tf.add_n(
                 [tf.nn.l2_loss(tf.cast(weight, tf.float32)) for weight in weights]
             )
             replicas = tf.distribute.get_strategy().num_replicas_in_sync
             replica_loss = (loss + penalty) / replicas
-        self.optimizer.minimize(replica_loss, weights, tape=tape)
+        gradients = self.optimizer.compute_gradients(replica_loss, weights, tape)
+        self.optimizer.apply_gradients([(self._rate(w) * g, w) for g, w in gradients])
         for name, value in {"loss": loss, **parts, "weight_penalty": penalty}.items():
             self.means[name].update_state(value)
         return {name: mean.result() for name, mean in self.means.items()}
+
+    def _rate(self, weight: tf.Variable) -> float:
+        """Returns a weight's share of the learning rate: SGD, momentum too, scales with it."""
+        below = (layer for layer in self.student.layers if layer.name != "logits")
+        slow = any(weight is each for layer in below for each in layer.trainable_weights)
+        return self.embedding_rate if slow else 1.0
 
 
 def _gather_all(outputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from refilled_tf.data.batches import epoch_order, scoring_batches, training_batches
+from refilled_tf.data.batches import Views, epoch_order, scoring_batches, training_batches
 from refilled_tf.data.sources import Digits
 from refilled_tf.data.splits import AlphabeticalHalves
 from refilled_tf.data.task import Data, Examples
@@ -33,8 +33,9 @@ def _examples(count, size):
 
 
 def _collect(dataset):
-    images, labels = zip(*dataset.as_numpy_iterator(), strict=True)
-    return np.stack(images), np.stack(labels)
+    """Stacks all elements: images, labels and, where there are views, each of their outputs."""
+    elements = [tf.nest.flatten(element) for element in dataset.as_numpy_iterator()]
+    return tuple(np.stack(parts) for parts in zip(*elements, strict=True))
 
 
 # --- order ----------------------------------------------------------------------------------
@@ -175,6 +176,63 @@ def test_augmentation_is_repeatable_after_other_random_numbers():
     np.testing.assert_array_equal(first, second)
 
 
+# --- fixed views ----------------------------------------------------------------------------
+
+
+def _views(count, views):
+    """Random views, and outputs that no two of them share."""
+    random = np.random.default_rng(1)
+    shapes = {"embedding": (count, views, 4), "f1": (count, views, 2, 2, 3)}
+    outputs = {name: random.normal(size=shape).astype(np.float16) for name, shape in shapes.items()}
+    return Views(random.random((count, views, 3), dtype=np.float32), outputs)
+
+
+def test_batches_hold_views_and_their_outputs():
+    examples, views = _examples(16, 8), _views(16, 3)
+    random = np.random.default_rng(0)
+    order = np.stack([random.permutation(16) for _ in range(20)]).astype(np.int32)
+    dataset = training_batches(examples, _data(8, 8, 2), order, seed=1, first_step=4, views=views)
+    seen = np.zeros((16, 3), int)
+    for rows, (images, labels, taught) in zip(order, dataset.as_numpy_iterator(), strict=True):
+        np.testing.assert_array_equal(labels, rows)
+        assert {x.dtype for x in taught.values()} == {np.dtype(np.float32)}
+        # The outputs say which view it is.
+        same = views.outputs["embedding"][rows] == taught["embedding"][:, np.newaxis]
+        chosen = np.argmax(same.all(axis=-1), axis=-1)
+        for name, x in taught.items():
+            np.testing.assert_array_equal(x, views.outputs[name][rows, chosen])
+        numbers = views.numbers[rows, chosen]
+        for image, row, (top, left, flip) in zip(images, rows, numbers, strict=True):
+            window = (int(5 * top), int(5 * left), bool(flip > 0.5))
+            assert _offsets(image, examples.images[row], 2, (False, True)) == [window]
+        np.add.at(seen, (rows, chosen), 1)
+    # Each view of an image has a third of 20 steps; each of all images a third of 320, ± 4
+    # deviations.
+    assert (seen > 0).all()
+    np.testing.assert_allclose(seen.sum(axis=0), 320 / 3, atol=34)
+
+
+def test_one_view_is_the_same_in_every_step():
+    order = np.tile(np.arange(8, dtype=np.int32), (3, 1))
+    dataset = training_batches(_examples(8, 8), _data(8, 8, 2), order, seed=0, views=_views(8, 1))
+    first, *others = (images for images, *_ in dataset.as_numpy_iterator())
+    for other in others:
+        np.testing.assert_array_equal(first, other)
+
+
+def test_views_are_drawn_anew_in_every_step_and_for_every_seed():
+    examples, order = _examples(8, 8), np.tile(np.arange(8, dtype=np.int32), (2, 1))
+
+    def images(seed):
+        dataset = training_batches(examples, _data(8, 8, 2), order, seed, views=_views(8, 4))
+        return [images for images, *_ in dataset.as_numpy_iterator()]
+
+    (first, second), (again, _), (other, _) = images(0), images(0), images(1)
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, second)
+    assert not np.array_equal(first, other)
+
+
 # --- resuming and dealing out ---------------------------------------------------------------
 
 
@@ -190,12 +248,13 @@ def test_resumed_batches_are_the_tail_of_the_unbroken_ones():
         np.testing.assert_array_equal(whole[6:], part)
 
 
+@pytest.mark.parametrize("views", [None, _views(24, 3)], ids=["fresh", "views"])
 @pytest.mark.parametrize(("pipelines", "replicas"), [(2, 2), (1, 2), (2, 4)])
-def test_pipelines_together_give_the_global_batches(pipelines, replicas):
+def test_pipelines_together_give_the_global_batches(pipelines, replicas, views):
     """Consecutive elements belong to consecutive replicas, pipeline after pipeline."""
     examples, data = _examples(24, 12), _data(8, 12, 1)
-    order = np.random.default_rng(0).permutation(24).reshape(3, 8)
-    images, rows = _collect(training_batches(examples, data, order, seed=2, first_step=5))
+    order = np.random.default_rng(0).permutation(24).reshape(3, 8).astype(np.int32)
+    whole = _collect(training_batches(examples, data, order, 2, 5, views=views))
 
     local = replicas // pipelines
     parts = []
@@ -203,13 +262,13 @@ def test_pipelines_together_give_the_global_batches(pipelines, replicas):
         context = tf.distribute.InputContext(
             num_input_pipelines=pipelines, input_pipeline_id=i, num_replicas_in_sync=replicas
         )
-        dataset = training_batches(examples, data, order, 2, 5, context)
+        dataset = training_batches(examples, data, order, 2, 5, context, views)
         assert dataset.element_spec[0].shape == (8 // replicas, 8, 8, 3)
         parts.append(_collect(dataset))
-    for whole, pieces in zip((images, rows), zip(*parts, strict=True), strict=True):
+    for array, pieces in zip(whole, zip(*parts, strict=True), strict=True):
         # [steps · local, b, …] of each pipeline to [steps, B, …] of all.
         pieces = [p.reshape(3, local * p.shape[1], *p.shape[2:]) for p in pieces]
-        np.testing.assert_array_equal(whole, np.concatenate(pieces, axis=1))
+        np.testing.assert_array_equal(array, np.concatenate(pieces, axis=1))
 
 
 # --- scoring --------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from refilled_tf.learners.relationship import RelationshipMatching
 from refilled_tf.learners.rkd import RelationalDistillation
 from refilled_tf.learners.vid import VariationalInformation
 from refilled_tf.models.mobilenet import MobileNet
+from refilled_tf.stage import TeacherCache
 
 STEPS = 2  # an epoch; two epochs make four steps
 # A batch of 8, half of it on either replica. All positive pairs lie across the replicas, and
@@ -121,6 +122,17 @@ def test_two_replicas_are_one_device(name, tmp_path, teacher_dir, monkeypatch, l
     if one is not None:
         assert _largest_difference(one.get_weights(), two.get_weights()) < 1e-5
     assert two_logs == pytest.approx(logs, rel=1e-5, abs=1e-6)
+
+
+def test_two_replicas_are_one_device_with_a_teacher_cache(tmp_path, teacher_dir, monkeypatch):
+    monkeypatch.setattr(batches, "epoch_order", _order)
+    objective, cache = OBJECTIVES["joint"], TeacherCache(views=3)
+    spec = tiny.first(objective=objective, recipe=RECIPE, teacher_cache=cache)
+    logs, weights = _train(spec, tmp_path / "one", 1, teacher_dir)
+    two_logs, two_weights = _train(spec, tmp_path / "two", 2, teacher_dir)
+    assert _largest_difference(weights, two_weights) < 1e-5
+    # The mean KL of so few triplets is a small difference of logarithms of order 1.
+    assert two_logs == pytest.approx(logs, rel=1e-5, abs=1e-5)
 
 
 def test_without_gathering_the_weights_would_be_others(tmp_path, teacher_dir, monkeypatch):

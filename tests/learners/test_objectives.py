@@ -328,6 +328,7 @@ def _learner(objective, recipe=tiny.RECIPE, steps_per_epoch=1):
         centers if objective.needs_teacher_centers else None,
         recipe.weight_decay,
         steps_per_epoch,
+        recipe.embedding_rate,
     )
     learner.compile(optimizer=recipe.optimizer(steps_per_epoch))
     return learner
@@ -416,6 +417,30 @@ def test_penalty_shrinks_every_weight():
         np.testing.assert_allclose(now, w * (1 - 0.5 * 0.25), rtol=1e-6)
     assert history["weight_penalty"] == pytest.approx([penalty], rel=1e-6)
     assert history["loss"] == [0.0]
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
+def test_layers_below_the_top_one_may_learn_more_slowly(precision):
+    # The same with momentum m: after two steps w - lr·(g₁ + m·g₁ + g₂), with g = λ·w and the
+    # rate lr of the top layer, a tenth of it below.
+    recipe = dataclasses.replace(
+        tiny.RECIPE,
+        learning_rate=0.5,
+        embedding_rate=0.1,
+        milestones=(),
+        momentum=0.5,
+        nesterov=False,
+        weight_decay=0.25,
+        precision=precision,
+    )
+    learner = _learner(_Nothing(), recipe)
+    before = {w.name: w.numpy() for w in learner.student.trainable_variables}
+    _fit(learner, steps=2)
+    for w in learner.student.trainable_variables:
+        rate = 0.5 if w.name.startswith("logits") else 0.05
+        once = before[w.name] * (1 - rate * 0.25)
+        twice = once - rate * 0.25 * (0.5 * before[w.name] + once)
+        np.testing.assert_allclose(w, twice, rtol=1e-5)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,210 @@
+"""The teacher's outputs for a few fixed views of every training image, kept on disk.
+
+A stage then trains on these views alone, and reads what the teacher makes of them instead of
+running it in every step.
+
+FOLDER/key.json    what the outputs are of: teacher, images, augmentation, views
+FOLDER/NAME.npy    one output [N, K, …] float16; appears when it is whole
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import shutil
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from refilled_tf import storage
+from refilled_tf.data import batches
+from refilled_tf.data.task import Data, Examples
+from refilled_tf.errors import InputError, require
+from refilled_tf.models import networks
+from refilled_tf.stage import Run, Stage, TeacherCache, differences, load_network
+
+# Views that the teacher sees at once.
+BATCH_SIZE = 256
+
+
+def views(stage: Stage, run: Run, examples: Examples) -> batches.Views | None:
+    """Returns the views that a stage trains on, after the chief has asked its teacher about them.
+
+    Args:
+        stage: with a finished teacher.
+        run: where.
+        examples: its training images.
+
+    Returns:
+        The views with all outputs of the teacher that the objective may look at; None where the
+        stage runs its teacher.
+
+    Raises:
+        InputError: as `build` and `load` say.
+    """
+    if not stage.teacher_cache.views:
+        return None
+    folder = run.cache_folder(stage)
+    teacher = networks.with_features(load_network(stage.teacher, run), stage.objective.features)
+    what = teacher, stage.teacher_cache, examples, stage.task.data
+    if run.is_chief:
+        build(folder, *what)
+    run.wait_for_all()
+    return load(folder, *what)
+
+
+def build(
+    folder: Path, teacher: tf.keras.Model, cache: TeacherCache, examples: Examples, data: Data
+) -> None:
+    """Adds the outputs of the teacher that a cache lacks.
+
+    Args:
+        folder: the cache's, which need not exist.
+        teacher: network with named outputs.
+        cache: how many views of an image, and which.
+        examples: N images.
+        data: image size and augmentation.
+
+    Raises:
+        InputError: the folder holds another cache, the disk has no room, or an output does not
+            fit into float16.
+    """
+    key = _key(teacher, cache, examples, data)
+    if (folder / "key.json").exists():
+        _check(folder, key)
+    else:
+        # Without a key nobody knows what the outputs are of.
+        shutil.rmtree(folder, ignore_errors=True)
+        storage.write_json(folder / "key.json", key)
+    missing = {name: x for name, x in teacher.output.items() if not _path(folder, name).exists()}
+    if not missing:
+        return
+    for left_by_a_kill in folder.glob(".*.npy"):
+        left_by_a_kill.unlink()
+    shapes = {
+        name: (len(examples.images), cache.views, *x.shape[1:]) for name, x in missing.items()
+    }
+    needed = sum(2 * math.prod(shape) for shape in shapes.values()) / 1e9
+    free = shutil.disk_usage(folder).free / 1e9
+    require(
+        needed < free,
+        f"the teacher's outputs ({', '.join(missing)}) for teacher_cache.views={cache.views} take "
+        f"{needed:.1f} GB, but {folder} has {free:.1f} GB left; fewer views take less, and 0 runs "
+        "the teacher instead",
+    )
+    with contextlib.ExitStack() as whole_or_not_there:
+        arrays = {}
+        for name, shape in shapes.items():
+            path = whole_or_not_there.enter_context(storage.replacing(_path(folder, name)))
+            arrays[name] = np.lib.format.open_memmap(path, "w+", np.float16, shape)
+        _fill(arrays, tf.keras.Model(teacher.input, missing), cache, examples, data)
+
+
+def load(
+    folder: Path, teacher: tf.keras.Model, cache: TeacherCache, examples: Examples, data: Data
+) -> batches.Views:
+    """Opens what `build` has built, given the same arguments.
+
+    Raises:
+        InputError: the folder holds another cache, or a file is unreadable.
+    """
+    _check(folder, _key(teacher, cache, examples, data))
+    outputs = {name: _open(_path(folder, name)) for name in teacher.output}
+    return batches.Views(_numbers(cache, examples), outputs)
+
+
+def _fill(
+    arrays: dict[str, np.ndarray],
+    teacher: tf.keras.Model,
+    cache: TeacherCache,
+    examples: Examples,
+    data: Data,
+) -> None:
+    augment = batches.augmentation(data)
+
+    @tf.function
+    def ask(images, numbers):
+        pixels = augment(tf.repeat(images, cache.views, axis=0), tf.reshape(numbers, (-1, 3)))
+        outputs = teacher(pixels, training=False)
+        return {name: tf.cast(x, tf.float16) for name, x in outputs.items()}
+
+    numbers = _numbers(cache, examples)
+    # A log file gets a line every half minute, a terminal a moving bar.
+    interval = 0.2 if sys.stderr.isatty() else 30.0
+    size = max(1, BATCH_SIZE // cache.views)
+    starts = range(0, len(numbers), size)
+    for start in tqdm(starts, desc="teacher cache", mininterval=interval):
+        part = slice(start, start + size)
+        for name, x in ask(tf.constant(examples.images[part]), numbers[part]).items():
+            x = x.numpy()
+            require(
+                np.isfinite(x).all(),
+                f"the teacher's {name!r} has values that are not finite in float16 (beyond "
+                "±65504); teacher_cache.views = 0 runs the teacher in float32 instead",
+            )
+            arrays[name][part] = x.reshape(-1, *arrays[name].shape[1:])
+    for array in arrays.values():
+        array.flush()
+
+
+def _numbers(cache: TeacherCache, examples: Examples) -> np.ndarray:
+    """Draws the random numbers of all views: [N, K, 3] float32 in [0, 1)."""
+    random = np.random.default_rng(cache.seed)
+    return random.random((len(examples.images), cache.views, 3), dtype=np.float32)
+
+
+def _key(
+    teacher: tf.keras.Model, cache: TeacherCache, examples: Examples, data: Data
+) -> dict[str, Any]:
+    """Returns all that an output depends on, beside its name."""
+    return {
+        "teacher's weights": _digest(
+            # By name, since their order may depend on which hidden layers are outputs.
+            weight.numpy()
+            for weight in sorted(teacher.weights, key=lambda weight: weight.name)
+        ),
+        "training images": _digest([examples.images]),
+        "Data.image_size": data.image_size,
+        "Data.pad": data.pad,
+        "Data.flip": data.flip,
+        "teacher_cache.views": cache.views,
+        "teacher_cache.seed": cache.seed,
+    }
+
+
+def _digest(arrays: Iterable[np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(str(array.shape).encode())
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()[:16]
+
+
+def _check(folder: Path, key: dict[str, Any]) -> None:
+    path = folder / "key.json"
+    there = storage.read_json(path)
+    differing = differences(there if isinstance(there, dict) else {}, key)
+    require(
+        not differing,
+        f"the teacher's outputs in {folder} are of something else: {differing}. Delete that "
+        "folder to have them computed again",
+    )
+
+
+def _path(folder: Path, name: str) -> Path:
+    return folder / f"{name}.npy"
+
+
+def _open(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} is missing or unreadable ({error}); delete it to have it computed again"
+        ) from error
