@@ -54,7 +54,8 @@ def main(argv: list[str]) -> None:
         print(f"Models   {work_dir / 'stages' / '*' / 'model.keras'}")
         print(f"Curves   tensorboard --logdir {work_dir}")
         print(f"Scores   python -m refilled_tf.evaluate --work_dir={work_dir}")
-        print(f"Export   python -m export.saved_model --work_dir={work_dir} --export_dir=exports")
+        print(f"Serve    python -m export.saved_model --work_dir={work_dir} --export_dir=exports")
+        print(f"Phone    python -m export.tflite --work_dir={work_dir} --output_dir=exports/tflite")
 
 
 def check_work_dir(work_dir: Path) -> None:
