@@ -9,9 +9,10 @@ A step is forward pass (of the teacher too), loss, backward pass and SGD with mo
 batch that lies ready in memory; ours is `Learner.train_step`, compiled as for training. Only the
 step "pipeline" differs: it is "student" with batches from the training's input pipeline.
 
-Ours and PyTorch's run in a process each, on all cores, and take turns block by block, so that
-whatever else the machine does hits both alike. What is printed comes from the median block.
-"of student" compares a step with our student alone.
+Ours and PyTorch's run in a process each and take turns block by block; what is printed comes from
+the median block. "of student" compares a step with our student alone. PyTorch's threads spin while
+they wait for each other, so other work on the machine slows it more than ours: where there is any,
+compare with `--threads=1`.
 """
 
 from __future__ import annotations
@@ -96,11 +97,12 @@ flags.DEFINE_list("networks", list(PAIRS), f"Of {', '.join(PAIRS)}.")
 flags.DEFINE_list(
     "steps", None, f"Of {', '.join(OBJECTIVES)}; if unset, the methods on {METHODS_ON} alone."
 )
-flags.DEFINE_integer("batch_size", 64, "Images a step.", lower_bound=1)
-flags.DEFINE_integer("block", 10, "Steps that are timed as one.", lower_bound=1)
-flags.DEFINE_integer("repeats", 7, "Timed blocks, after one of warming up.", lower_bound=1)
+flags.DEFINE_integer("batch", 64, "Images a step.", lower_bound=1)
+flags.DEFINE_integer("threads", os.cpu_count(), "Of each process.", lower_bound=1)
+flags.DEFINE_integer("block_steps", 10, "Steps that are timed as one.", lower_bound=1)
+flags.DEFINE_integer("blocks", 7, "Timed blocks, after one of warming up.", lower_bound=1)
 flags.DEFINE_string("torch_python", ".venv-torch/bin/python", "Has torch; empty: ours alone.")
-flags.DEFINE_bool("worker", False, "Internal: time one step of one network for another process.")
+flags.DEFINE_bool("serve", False, "Internal: time one step of one network for another process.")
 
 
 def main(argv: list[str]) -> None:
@@ -111,7 +113,7 @@ def main(argv: list[str]) -> None:
     ):
         unknown = sorted(set(given) - set(known))
         require(not unknown, f"--{option}: {', '.join(unknown)}; there are {', '.join(known)}")
-    if FLAGS.worker:
+    if FLAGS.serve:
         _serve(PAIRS[FLAGS.networks[0]], FLAGS.steps[0])
         return
     require(
@@ -121,8 +123,8 @@ def main(argv: list[str]) -> None:
     )
     loads = ", ".join(f"{load:.1f}" for load in os.getloadavg())
     print(
-        f"Images/s at batch size {FLAGS.batch_size}; {os.cpu_count()} cores, with a load of "
-        f"{loads} over 1, 5 and 15 minutes before the start.\n"
+        f"Images/s at batch size {FLAGS.batch} on {FLAGS.threads} of {os.cpu_count()} cores; "
+        f"load before the start {loads} (1, 5, 15 minutes).\n"
     )
     print(line(HEADER))
     print("| --- | --- |" + " ---: |" * (len(HEADER) - 2))
@@ -137,8 +139,9 @@ def main(argv: list[str]) -> None:
 
 def measure(name: str, step: str) -> dict[str, float]:
     """Returns images/s of "ours" and, where it has this step, of "torch"."""
-    options = [f"--networks={name}", f"--steps={step}", f"--batch_size={FLAGS.batch_size}"]
-    commands = {"ours": [sys.executable, "-m", "benchmarks.training", "--worker", *options]}
+    options = [f"--networks={name}", f"--steps={step}"]
+    options += [f"--batch={FLAGS.batch}", f"--threads={FLAGS.threads}"]
+    commands = {"ours": [sys.executable, "-m", "benchmarks.training", "--serve", *options]}
     if FLAGS.torch_python and step in IN_TORCH:
         what = json.dumps(_described(PAIRS[name], step))
         commands["torch"] = [FLAGS.torch_python, "-m", "benchmarks.training_torch", what]
@@ -148,8 +151,8 @@ def measure(name: str, step: str) -> dict[str, float]:
         }
         parameters = {side: worker.parameters for side, worker in workers.items()}
         require(len(set(parameters.values())) == 1, f"{name} differs: {parameters} parameters")
-        seconds = blocks.alternate(workers, FLAGS.block, FLAGS.repeats)
-    images = FLAGS.batch_size * FLAGS.block
+        seconds = blocks.alternate(workers, FLAGS.block_steps, FLAGS.blocks)
+    images = FLAGS.batch * FLAGS.block_steps
     return {side: images / statistics.median(times) for side, times in seconds.items()}
 
 
@@ -172,25 +175,29 @@ def line(cells) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def in_torch(backbone: networks.Backbone) -> tuple[str, dict[str, float]]:
+    """Returns the network's name and options on the PyTorch side."""
+    options = dataclasses.asdict(backbone)
+    del options["batch_norm_momentum"]  # .9 in both, which PyTorch calls .1
+    return type(backbone).__name__, options
+
+
 def _described(pair: Pair, step: str) -> dict:
-    """Returns what the PyTorch side is to build."""
-
-    def network(backbone: networks.Backbone) -> tuple[str, dict]:
-        options = dataclasses.asdict(backbone)
-        del options["batch_norm_momentum"]  # .9 in both, which PyTorch calls .1
-        return type(backbone).__name__, options
-
+    """Returns what the PyTorch side is to do."""
     return {
-        "student": network(pair.student),
-        "teacher": network(pair.teacher) if OBJECTIVES[step].needs_teacher else None,
+        "student": in_torch(pair.student),
+        "teacher": in_torch(pair.teacher) if OBJECTIVES[step].needs_teacher else None,
         "image_size": pair.image_size,
-        "batch_size": FLAGS.batch_size,
+        "batch_size": FLAGS.batch,
+        "threads": FLAGS.threads,
         "step": step,
     }
 
 
 def _serve(pair: Pair, step: str) -> None:
     """Takes steps as a training does, when asked to."""
+    tf.config.threading.set_intra_op_parallelism_threads(FLAGS.threads)
+    tf.config.threading.set_inter_op_parallelism_threads(FLAGS.threads)
     tf.keras.utils.set_random_seed(0)
     tf.config.experimental.enable_op_determinism()
     strategy = tf.distribute.MirroredStrategy(["CPU:0"])
@@ -218,8 +225,8 @@ def _serve(pair: Pair, step: str) -> None:
 
 def _one_batch(size: int) -> tf.data.Dataset:
     """Repeats a batch that holds four images of each class in it."""
-    images = tf.random.uniform((FLAGS.batch_size, size, size, 3), maxval=255.0)
-    labels = tf.range(FLAGS.batch_size) // 4 % CLASSES
+    images = tf.random.uniform((FLAGS.batch, size, size, 3), maxval=255.0)
+    labels = tf.range(FLAGS.batch) // 4 % CLASSES
     return tf.data.Dataset.from_tensors((images, labels)).repeat()
 
 
@@ -233,8 +240,8 @@ def _augmented_batches(size: int) -> tf.data.Dataset:
         np.arange(count).astype(str),
     )
     data = Data(Digits(), SharedClasses(), image_size=size, load_size=size, pad=size // 8)
-    steps = FLAGS.block * (FLAGS.repeats + 1)
-    order = random.integers(0, count, (steps, FLAGS.batch_size), np.int32)
+    steps = FLAGS.block_steps * (FLAGS.blocks + 1)
+    order = random.integers(0, count, (steps, FLAGS.batch), np.int32)
     return batches.training_batches(examples, data, order, seed=0).repeat()
 
 

@@ -152,6 +152,7 @@ LOSSES = {
 
 def main(options: dict) -> None:
     torch.manual_seed(0)
+    torch.set_num_threads(options["threads"])
     count, size = options["batch_size"], options["image_size"]
     images = torch.rand(count, 3, size, size).contiguous(memory_format=torch.channels_last)
     labels = torch.arange(count) // 4 % CLASSES

@@ -40,7 +40,8 @@ def table(rows: list[dict[str, Any]]) -> str:
                 f"{row['seconds_with_parents']:.0f}",
             )
         )
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    # Markdown's rule takes two characters, a name's three.
+    widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(header))]
     rule = tuple("-" * (w - 1) + ":" if i else "-" * w for i, w in enumerate(widths))
 
     def joined(line):

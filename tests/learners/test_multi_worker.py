@@ -26,6 +26,7 @@ Experiment.rows = [@refilled/Stage()]
 student.images_per_class = 10
 teacher.images_per_class = 10
 Recipe.batch_size = 10
+triplet/teacher_cache.views = 2
 """
 )
 
