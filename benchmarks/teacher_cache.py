@@ -37,18 +37,7 @@ from refilled_tf.learners.base import Learner
 from refilled_tf.models import networks
 from refilled_tf.stage import Run, Stage, TeacherCache
 
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of TFDS datasets; TFDS's own if unset.")
-_PARTS = flags.DEFINE_multi_enum(
-    "parts", ["speed", "accuracy"], ["speed", "accuracy"], "What to measure."
-)
-_VIEWS = flags.DEFINE_list("views", ["0", "1", "4"], "Views of an image; 0: a live teacher.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images a step.", lower_bound=2)
-_IMAGES = flags.DEFINE_integer("images", 1000, "speed: images of an epoch.", lower_bound=100)
-_REPEATS = flags.DEFINE_integer("repeats", 3, "speed: timed epochs.", lower_bound=1)
-_CLASSES = flags.DEFINE_integer("classes", 10, "accuracy: classes.", lower_bound=2)
-_PER_CLASS = flags.DEFINE_integer("images_per_class", 100, "accuracy: images a class.")
-_EPOCHS = flags.DEFINE_integer("epochs", 20, "accuracy: epochs of a stage.", lower_bound=1)
-_TEACHER_DEPTH = flags.DEFINE_integer("teacher_depth", 16, "accuracy: layers of the teacher.")
+FLAGS = flags.FLAGS
 
 GIN_FILES = ("data/cifar100.gin", "models/wide_resnet.gin", "methods/refilled.gin")
 SPEED_HEADER = (
@@ -68,8 +57,8 @@ def refilled(depth: int, classes: int, images_per_class: int) -> Stage:
         f"student.images_per_class = {images_per_class}",
         f"teacher/WideResNet.depth = {depth}",
         "student/WideResNet.width = 1",
-        f"Recipe.epochs = {_EPOCHS.value}",
-        f"Recipe.batch_size = {_BATCH_SIZE.value}",
+        f"Recipe.epochs = {FLAGS.epochs}",
+        f"Recipe.batch_size = {FLAGS.batch_size}",
         # As the project's CPU-sized experiments on CIFAR-100.
         "RelationshipMatching.weight = 3.0",
         "RelationshipMatching.tau_teacher = 4.0",
@@ -148,7 +137,7 @@ def measure_accuracy(row: Stage, views: list[int], data_dir: str | None) -> list
     with tempfile.TemporaryDirectory() as folder:
         where = Run(Path(folder), data_dir, experiment.make_strategy(spec.strategy))
         experiment.check(spec, where)
-        rows = experiment.run(spec, where, {"command": "benchmarks.teacher_cache"})["rows"]
+        rows = experiment.run(spec, where, GIN_FILES, "benchmarks.teacher_cache")["rows"]
     rows = zip(views, rows[::2], rows[1::2], strict=True)
     return [accuracy_cells(count, first, second) for count, first, second in rows]
 
@@ -187,22 +176,35 @@ def table(header: tuple[str, ...], rows: list[list[str]]) -> str:
 
 def main(argv: list[str]) -> None:
     require(len(argv) == 1, f"unexpected argument {argv[1:]}; every option is a --flag")
-    views = numbers_of_views(_VIEWS.value)
-    if "speed" in _PARTS.value:
-        row = refilled(depth=40, classes=100, images_per_class=_IMAGES.value // 100)
-        cells = measure_speed(row, views[-1], _REPEATS.value, _DATA_DIR.value)
-        images = _IMAGES.value // 100 * 100
+    views = numbers_of_views(FLAGS.views)
+    if "speed" in FLAGS.parts:
+        row = refilled(depth=40, classes=100, images_per_class=FLAGS.images // 100)
+        cells = measure_speed(row, views[-1], FLAGS.repeats, FLAGS.data_dir)
+        images = FLAGS.images // 100 * 100
         print(f"\nWRN-40-2 → WRN-16-1, {images} images an epoch, {views[-1]} views\n")
         print(table(SPEED_HEADER, cells), flush=True)
-    if "accuracy" in _PARTS.value:
-        row = refilled(_TEACHER_DEPTH.value, _CLASSES.value, _PER_CLASS.value)
-        cells = measure_accuracy(row, views, _DATA_DIR.value)
+    if "accuracy" in FLAGS.parts:
+        row = refilled(FLAGS.teacher_depth, FLAGS.classes, FLAGS.images_per_class)
+        cells = measure_accuracy(row, views, FLAGS.data_dir)
         print(
-            f"\nWRN-{_TEACHER_DEPTH.value}-2 → WRN-16-1, {_CLASSES.value} classes × "
-            f"{_PER_CLASS.value} images, {_EPOCHS.value} epochs a stage\n"
+            f"\nWRN-{FLAGS.teacher_depth}-2 → WRN-16-1, {FLAGS.classes} classes × "
+            f"{FLAGS.images_per_class} images, {FLAGS.epochs} epochs a stage\n"
         )
         print(table(ACCURACY_HEADER, cells))
 
 
+# Here, so that the module can be imported beside others with flags of these names.
 if __name__ == "__main__":
+    flags.DEFINE_string("data_dir", None, "Folder of TFDS datasets; TFDS's own if unset.")
+    flags.DEFINE_multi_enum(
+        "parts", ["speed", "accuracy"], ["speed", "accuracy"], "What to measure."
+    )
+    flags.DEFINE_list("views", ["0", "1", "4"], "Views of an image; 0: a live teacher.")
+    flags.DEFINE_integer("batch_size", 64, "Images a step.", lower_bound=2)
+    flags.DEFINE_integer("images", 1000, "speed: images of an epoch.", lower_bound=100)
+    flags.DEFINE_integer("repeats", 3, "speed: timed epochs.", lower_bound=1)
+    flags.DEFINE_integer("classes", 10, "accuracy: classes.", lower_bound=2)
+    flags.DEFINE_integer("images_per_class", 100, "accuracy: images a class.")
+    flags.DEFINE_integer("epochs", 20, "accuracy: epochs of a stage.", lower_bound=1)
+    flags.DEFINE_integer("teacher_depth", 16, "accuracy: layers of the teacher.")
     run_main(main)

@@ -8,7 +8,6 @@ writes. Nothing here needs TFX itself.
 from __future__ import annotations
 
 import math
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +51,9 @@ def run_fn(fn_args: Any) -> None:
     if spec.deterministic:
         tf.config.experimental.enable_op_determinism()
     where = Run(work_dir, spec.data_dir, experiment.make_strategy(spec.strategy))
-    facts = {
-        "experiment": [fn_args.custom_config["gin_file"]],
-        "command": f"{__name__}.run_fn",
-        "replicas": where.strategy.num_replicas_in_sync,
-        "versions": {name: metadata.version(name) for name in ("tensorflow", "keras-cv")},
-    }
     experiment.check(spec, where)
     storage.write_text(work_dir / config.OPERATIVE, config.operative_config())
-    experiment.run(spec, where, facts)
+    experiment.run(spec, where, [fn_args.custom_config["gin_file"]], f"{__name__}.run_fn")
     versions.save(trained.load(work_dir, None, None), serving)
 
 

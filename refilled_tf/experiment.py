@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from importlib import metadata
 from typing import Any
 
 import gin
@@ -96,22 +97,32 @@ def check(experiment: Experiment, where: Run) -> None:
         stages.check(stage, where)
 
 
-def run(experiment: Experiment, where: Run, facts: dict[str, Any]) -> dict[str, Any]:
+def run(
+    experiment: Experiment, where: Run, gin_files: Sequence[str], command: str
+) -> dict[str, Any]:
     """Trains and scores every row.
 
     Args:
         experiment: what.
         where: folders and strategy.
-        facts: of this run (the command, versions), which results.json opens with.
+        gin_files: that describe it.
+        command: that runs it.
 
     Returns:
-        What results.json holds: {"schema", **facts, "rows": [`_row`, …]}.
+        What results.json holds: what it opens with, and {"rows": [`_row`, …]}.
 
     Raises:
         InputError: as `training.train` says; rows finished so far stay in results.json.
     """
     finished: dict[str, dict[str, Any]] = {}
-    results = {"schema": RESULTS_SCHEMA, **facts, "rows": []}
+    results = {
+        "schema": RESULTS_SCHEMA,
+        "experiment": list(gin_files),
+        "command": command,
+        "replicas": where.strategy.num_replicas_in_sync,
+        "versions": {name: metadata.version(name) for name in ("tensorflow", "keras-cv")},
+        "rows": [],
+    }
     for row in experiment.rows:
         for spec in _with_parents(row):
             if isinstance(spec, Stage) and spec.name not in finished:
@@ -120,7 +131,7 @@ def run(experiment: Experiment, where: Run, facts: dict[str, Any]) -> dict[str, 
             started = time.monotonic()
             probed = row.score(where)
             finished[row.name] = probed | {"seconds": round(time.monotonic() - started, 1)}
-        results["rows"].append(_row(row, finished, facts["command"]))
+        results["rows"].append(_row(row, finished, command))
         if where.is_chief:
             storage.write_json(where.work_dir / "results.json", results)
     return results

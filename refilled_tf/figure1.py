@@ -35,12 +35,6 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("work_dir", None, "A training with a finished stage 'teacher'.", required=True)
-flags.DEFINE_string("output_dir", None, "Where figure1.png and figure1.csv go.", required=True)
-flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS datasets; TFDS's own if unset.")
-flags.DEFINE_integer("seeds", 10, "Random tasks of each size.", lower_bound=2)
-flags.DEFINE_integer("sizes", 10, "Task sizes, evenly spaced up to all classes.", lower_bound=2)
-flags.DEFINE_integer("batch_size", 128, "Images of a task.", lower_bound=1)
 
 TEMPERATURE = 4.0  # of the teacher, in standard distillation (supplement, section 2.2)
 TERMS = ("KD", "LKD")
@@ -219,5 +213,14 @@ def main(argv: list[str]) -> None:
     print(f"Picture {folder / 'figure1.png'}, numbers {folder / 'figure1.csv'}")
 
 
+# Here, so that the module can be imported beside others with flags of these names.
 if __name__ == "__main__":
+    flags.DEFINE_string(
+        "work_dir", None, "A training with a finished stage 'teacher'.", required=True
+    )
+    flags.DEFINE_string("output_dir", None, "Where figure1.png and figure1.csv go.", required=True)
+    flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS datasets; TFDS's own if unset.")
+    flags.DEFINE_integer("seeds", 10, "Random tasks of each size.", lower_bound=2)
+    flags.DEFINE_integer("sizes", 10, "Task sizes, evenly spaced up to all classes.", lower_bound=2)
+    flags.DEFINE_integer("batch_size", 128, "Images of a task.", lower_bound=1)
     run_main(main)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from importlib import metadata
 from pathlib import Path
 
 import tensorflow as tf
@@ -36,18 +35,11 @@ def main(argv: list[str]) -> None:
         tf.config.experimental.enable_op_determinism()
     data_dir = FLAGS.data_dir or spec.data_dir
     where = Run(work_dir, data_dir, experiment.make_strategy(spec.strategy))
-    facts = {
-        "experiment": [str(path) for path in FLAGS.gin_file],
-        "command": shlex.join(
-            [Path(sys.executable).name, "-m", "refilled_tf.train", *sys.argv[1:]]
-        ),
-        "replicas": where.strategy.num_replicas_in_sync,
-        "versions": {name: metadata.version(name) for name in ("tensorflow", "keras-cv")},
-    }
+    command = [Path(sys.executable).name, "-m", "refilled_tf.train", *sys.argv[1:]]
     experiment.check(spec, where)
     if where.is_chief:
         storage.write_text(work_dir / config.OPERATIVE, config.operative_config())
-    results = experiment.run(spec, where, facts)
+    results = experiment.run(spec, where, FLAGS.gin_file, shlex.join(command))
     if where.is_chief:
         print(f"\n{report.table(results['rows'])}\n")
         print(f"Results  {work_dir / 'results.json'}")

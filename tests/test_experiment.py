@@ -17,7 +17,7 @@ from refilled_tf.learners.cross_entropy import CrossEntropy
 from refilled_tf.models.mobilenet import MobileNet
 from refilled_tf.probe import Probe
 
-FACTS = {"command": "python -m refilled_tf.train", "replicas": 1}
+HOW = (["tiny.gin"], "python -m refilled_tf.train")
 VANILLA = tiny.second(name="vanilla", method="Vanilla", objective=CrossEntropy())
 PROBE = Probe("probe", "Teacher, 1NN", Task(tiny.DATA, "student"), tiny.teacher(), "1nn")
 
@@ -36,7 +36,7 @@ def outcome(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "_build", counted)
-        results = experiment.run(Experiment((PROBE, VANILLA, tiny.second())), run, FACTS)
+        results = experiment.run(Experiment((PROBE, VANILLA, tiny.second())), run, *HOW)
     return work_dir, results, trained
 
 
@@ -54,7 +54,7 @@ def test_results_file_is_what_run_returns(outcome):
     work_dir, results, _ = outcome
     assert json.loads((work_dir / "results.json").read_text()) == results
     assert results["schema"] == 1
-    assert results["command"] == FACTS["command"]
+    assert (results["experiment"], results["command"]) == HOW
     assert [row["method"] for row in results["rows"]] == ["Teacher, 1NN", "Vanilla", "Second"]
 
 
@@ -133,7 +133,7 @@ def test_second_run_repeats_the_results_without_training(outcome, tmp_path, monk
     shutil.copytree(work_dir, tmp_path / "copy")
     monkeypatch.setattr(training, "_build", None)
     rows = (VANILLA, tiny.second())
-    again = experiment.run(Experiment(rows), tiny.run_in(tmp_path / "copy"), FACTS)
+    again = experiment.run(Experiment(rows), tiny.run_in(tmp_path / "copy"), *HOW)
     assert again["rows"] == results["rows"][1:]
 
 
@@ -146,7 +146,7 @@ def test_finished_rows_stay_when_a_later_one_fails(outcome, tmp_path):
         experiment.run(
             Experiment((VANILLA, diverging, tiny.second())),
             tiny.run_in(tmp_path / "copy"),
-            FACTS,
+            *HOW,
         )
     left = json.loads((tmp_path / "copy" / "results.json").read_text())
     assert left["rows"] == [results["rows"][1]]

@@ -120,7 +120,7 @@ def saved_weights(work_dir: Path, name: str) -> list[np.ndarray]:
 
 def command(module: str, *flags: str) -> list[str]:
     """Returns `python -m refilled_tf.MODULE FLAGS`, which in addition knows TinyNetwork."""
-    code = f"import tiny; from refilled_tf import {module}, entry; entry.run_main({module}.main)"
+    code = f"import runpy, tiny; runpy.run_module('refilled_tf.{module}', run_name='__main__')"
     return [sys.executable, "-c", code, *map(str, flags)]
 
 
