@@ -7,9 +7,5 @@ import warnings
 # person nothing. They can only be silenced before TensorFlow is imported; errors still show.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-# On CPUs without AVX512 TensorFlow keeps to its own convolutions by default, of which the depthwise
-# ones use one core. oneDNN's are equal to rounding and as reproducible.
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-
 # TensorFlow Addons announces its end of life at every import. It is pinned on purpose.
 warnings.filterwarnings("ignore", message=r"\s*TensorFlow Addons \(TFA\) has ended")

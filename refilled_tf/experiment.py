@@ -7,6 +7,7 @@ number of rows that build on it. results.json is written anew after every row.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from importlib import metadata
@@ -75,8 +76,12 @@ def _with_parents(row: Row) -> Iterator[Row]:
     yield row
 
 
+@functools.cache
 def make_strategy(kind: str) -> tf.distribute.Strategy:
-    """Makes the strategy that `Experiment.strategy` names.
+    """Makes the strategy that `Experiment.strategy` names, one for the whole process.
+
+    Two on the same devices would count their collective operations independently under the same
+    keys, and TensorFlow fails when it sees a key with another operation.
 
     "mirrored" takes all visible GPUs; without any, all logical CPU devices.
     """

@@ -72,10 +72,7 @@ class Recipe:
             self.schedule in ("steps", "cosine"),
             f"Recipe.schedule={self.schedule!r} must be 'steps' or 'cosine'",
         )
-        require(
-            0 < self.decay_factor <= 1,
-            f"Recipe.decay_factor={self.decay_factor} must lie in (0, 1]",
-        )
+        require(self.decay_factor > 0, f"Recipe.decay_factor={self.decay_factor} must be > 0")
         accepted = ("float32", "mixed_float16", "mixed_bfloat16")
         require(
             self.precision in accepted,

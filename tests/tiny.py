@@ -15,6 +15,7 @@ import gin
 import numpy as np
 import tensorflow as tf
 
+from refilled_tf import experiment
 from refilled_tf.data.sources import Digits
 from refilled_tf.data.splits import AlphabeticalHalves
 from refilled_tf.data.task import Data, Task
@@ -104,12 +105,10 @@ def run_in(work_dir: Path, devices: int = 1) -> Run:
 
 @functools.cache
 def strategy(devices: int) -> tf.distribute.MirroredStrategy:
-    """Returns the process's only strategy on so many CPUs.
-
-    Two strategies on the same devices would count their collective operations independently
-    under the same keys, and TensorFlow aborts when it sees a key with another operation.
-    """
-    return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(devices)])
+    """Returns the process's only strategy on so many CPUs, 1 or both."""
+    if devices == 1:
+        return tf.distribute.MirroredStrategy(["CPU:0"])
+    return experiment.make_strategy("mirrored")
 
 
 def saved_weights(work_dir: Path, name: str) -> list[np.ndarray]:
