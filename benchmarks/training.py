@@ -13,6 +13,9 @@ Ours and PyTorch's run in a process each and take turns block by block; what is 
 the median block. "of student" compares a step with our student alone. PyTorch's threads spin while
 they wait for each other, so other work on the machine slows it more than ours: where there is any,
 compare with `--threads=1`.
+
+Where TensorFlow does not take oneDNN's kernels by itself (x86 CPUs without AVX512), the environment
+variable TF_ENABLE_ONEDNN_OPTS=1 makes it: the same steps up to rounding, most of them faster.
 """
 
 from __future__ import annotations
@@ -93,16 +96,6 @@ HEADER = ("network", "step", "ours", "torch", "ours / torch", "of student")
 CLASSES = 100
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list("networks", list(PAIRS), f"Of {', '.join(PAIRS)}.")
-flags.DEFINE_list(
-    "steps", None, f"Of {', '.join(OBJECTIVES)}; if unset, the methods on {METHODS_ON} alone."
-)
-flags.DEFINE_integer("batch", 64, "Images a step.", lower_bound=1)
-flags.DEFINE_integer("threads", os.cpu_count(), "Of each process.", lower_bound=1)
-flags.DEFINE_integer("block_steps", 10, "Steps that are timed as one.", lower_bound=1)
-flags.DEFINE_integer("blocks", 7, "Timed blocks, after one of warming up.", lower_bound=1)
-flags.DEFINE_string("torch_python", ".venv-torch/bin/python", "Has torch; empty: ours alone.")
-flags.DEFINE_bool("serve", False, "Internal: time one step of one network for another process.")
 
 
 def main(argv: list[str]) -> None:
@@ -123,8 +116,9 @@ def main(argv: list[str]) -> None:
     )
     loads = ", ".join(f"{load:.1f}" for load in os.getloadavg())
     print(
-        f"Images/s at batch size {FLAGS.batch} on {FLAGS.threads} of {os.cpu_count()} cores; "
-        f"load before the start {loads} (1, 5, 15 minutes).\n"
+        f"Images/s at batch size {FLAGS.batch_size} on {FLAGS.threads} of {os.cpu_count()} cores; "
+        f"load before the start {loads} (1, 5, 15 minutes); "
+        f"TF_ENABLE_ONEDNN_OPTS {os.environ.get('TF_ENABLE_ONEDNN_OPTS', 'unset')}.\n"
     )
     print(line(HEADER))
     print("| --- | --- |" + " ---: |" * (len(HEADER) - 2))
@@ -140,7 +134,7 @@ def main(argv: list[str]) -> None:
 def measure(name: str, step: str) -> dict[str, float]:
     """Returns images/s of "ours" and, where it has this step, of "torch"."""
     options = [f"--networks={name}", f"--steps={step}"]
-    options += [f"--batch={FLAGS.batch}", f"--threads={FLAGS.threads}"]
+    options += [f"--batch_size={FLAGS.batch_size}", f"--threads={FLAGS.threads}"]
     commands = {"ours": [sys.executable, "-m", "benchmarks.training", "--serve", *options]}
     if FLAGS.torch_python and step in IN_TORCH:
         what = json.dumps(_described(PAIRS[name], step))
@@ -151,8 +145,8 @@ def measure(name: str, step: str) -> dict[str, float]:
         }
         parameters = {side: worker.parameters for side, worker in workers.items()}
         require(len(set(parameters.values())) == 1, f"{name} differs: {parameters} parameters")
-        seconds = blocks.alternate(workers, FLAGS.block_steps, FLAGS.blocks)
-    images = FLAGS.batch * FLAGS.block_steps
+        seconds = blocks.alternate(workers, FLAGS.block, FLAGS.repeats)
+    images = FLAGS.batch_size * FLAGS.block
     return {side: images / statistics.median(times) for side, times in seconds.items()}
 
 
@@ -188,7 +182,7 @@ def _described(pair: Pair, step: str) -> dict:
         "student": in_torch(pair.student),
         "teacher": in_torch(pair.teacher) if OBJECTIVES[step].needs_teacher else None,
         "image_size": pair.image_size,
-        "batch_size": FLAGS.batch,
+        "batch_size": FLAGS.batch_size,
         "threads": FLAGS.threads,
         "step": step,
     }
@@ -225,8 +219,8 @@ def _serve(pair: Pair, step: str) -> None:
 
 def _one_batch(size: int) -> tf.data.Dataset:
     """Repeats a batch that holds four images of each class in it."""
-    images = tf.random.uniform((FLAGS.batch, size, size, 3), maxval=255.0)
-    labels = tf.range(FLAGS.batch) // 4 % CLASSES
+    images = tf.random.uniform((FLAGS.batch_size, size, size, 3), maxval=255.0)
+    labels = tf.range(FLAGS.batch_size) // 4 % CLASSES
     return tf.data.Dataset.from_tensors((images, labels)).repeat()
 
 
@@ -240,10 +234,21 @@ def _augmented_batches(size: int) -> tf.data.Dataset:
         np.arange(count).astype(str),
     )
     data = Data(Digits(), SharedClasses(), image_size=size, load_size=size, pad=size // 8)
-    steps = FLAGS.block_steps * (FLAGS.blocks + 1)
-    order = random.integers(0, count, (steps, FLAGS.batch), np.int32)
+    steps = FLAGS.block * (FLAGS.repeats + 1)
+    order = random.integers(0, count, (steps, FLAGS.batch_size), np.int32)
     return batches.training_batches(examples, data, order, seed=0).repeat()
 
 
+# Here, so that the module can be imported beside others with flags of these names.
 if __name__ == "__main__":
+    flags.DEFINE_list("networks", list(PAIRS), f"Of {', '.join(PAIRS)}.")
+    flags.DEFINE_list(
+        "steps", None, f"Of {', '.join(OBJECTIVES)}; if unset, methods are for {METHODS_ON} alone."
+    )
+    flags.DEFINE_integer("batch_size", 64, "Images a step.", lower_bound=1)
+    flags.DEFINE_integer("threads", os.cpu_count(), "Of each process.", lower_bound=1)
+    flags.DEFINE_integer("block", 10, "Steps that are timed as one.", lower_bound=1)
+    flags.DEFINE_integer("repeats", 7, "Timed blocks, after one of warming up.", lower_bound=1)
+    flags.DEFINE_string("torch_python", ".venv-torch/bin/python", "Has torch; empty: ours alone.")
+    flags.DEFINE_bool("serve", False, "Internal: time one step of one network for another process.")
     run_main(main)

@@ -86,7 +86,7 @@ def test_command_prints_a_row_for_each_step():
     done = _run(
         "--networks=wrn_16_1",
         "--steps=student,pipeline,AT",
-        *("--batch=4", "--blocks=1", "--block_steps=1", "--torch_python="),
+        *("--batch_size=4", "--repeats=1", "--block=1", "--torch_python="),
     )
     assert done.returncode == 0, done.stderr
     table = [line for line in done.stdout.splitlines() if line.startswith("|")]
