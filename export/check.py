@@ -58,7 +58,10 @@ def check(saved_model: Path, trained: Trained) -> float:
             f"the export has the signatures {sorted(replies)} instead of {sorted(asked)}",
         )
         for signature, reply in replies.items():
-            for output, difference in differences(reply, outputs, trained.data.class_names).items():
+            wanted, names = outputs, trained.data.class_names
+            if "support_labels" in asked[signature]:
+                wanted, names = taught(outputs, asked[signature]["support_labels"])
+            for output, difference in differences(reply, wanted, names).items():
                 require(
                     difference <= TOLERANCE,
                     f"loaded by {loader}, the export's signature {signature!r} differs from the "
@@ -85,12 +88,11 @@ def differences(
     logits, embedding = (outputs[name].astype(np.float64) for name in ("logits", "embedding"))
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
-    length = np.linalg.norm(embedding, axis=1, keepdims=True)
     wanted = {
         "classes": -np.sort(-logits)[:, : signatures.TOP],
         "scores": -np.sort(-probabilities)[:, : signatures.TOP],
         "probabilities": probabilities,
-        "embedding": embedding / np.maximum(length, 1e-6),
+        "embedding": _normalized(embedding),
     }
     # A name stands for its logit: two that are nearly equal may have changed places.
     got = {
@@ -103,6 +105,31 @@ def differences(
         else np.inf
         for name, value in got.items()
     }
+
+
+def taught(
+    outputs: dict[str, np.ndarray], labels: np.ndarray
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Returns what a network's outputs become where "serving_support" learns new classes.
+
+    Args:
+        outputs: the network's "embedding" [B, d]; all B images are asked for.
+        labels: [N] bytes, the names of the first N images' classes.
+
+    Returns:
+        The outputs with the "logits" [B, C'] of the new classes, and the names of these.
+    """
+    embedding = _normalized(outputs["embedding"].astype(np.float64))
+    names = list(dict.fromkeys(labels))
+    support = embedding[: len(labels)]
+    centers = _normalized(np.stack([support[labels == name].mean(axis=0) for name in names]))
+    gaps = embedding[:, np.newaxis] - centers
+    return outputs | {"logits": -(gaps**2).sum(axis=-1)}, [name.decode() for name in names]
+
+
+def _normalized(vectors: np.ndarray) -> np.ndarray:
+    """Brings vectors [N, d] to length one."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
 
 
 def _logits_of(names: np.ndarray, logits: np.ndarray, class_names: Sequence[str]) -> np.ndarray:

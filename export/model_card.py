@@ -22,6 +22,15 @@ PACKAGES = (
     "numpy",
 )
 
+# The letters of export/signatures.py.
+SUPPORT_SIZES = {
+    "support_bytes": "N",
+    "support_labels": "N",
+    "query_bytes": "Q",
+    "classes": "Qk",
+    "scores": "Qk",
+}
+
 CARD = """\
 # {method}: {classes} classes
 
@@ -53,6 +62,12 @@ It knows the classes below and no others: an image of anything else gets one of 
 - Files are resized to {load_size}×{load_size} whatever their proportions, and the centre of
   {size}×{size} is taken: the same as when the accuracy above was measured.
 - `classify` answers TF Serving's Classify calls, the other signatures Predict calls.
+- `serving_support` answers with other classes than those below, which it learns from its request:
+  `support_bytes` are images, `support_labels` their classes' names. Each of `query_bytes` gets the
+  classes with the nearest mean embedding, nearest first, at most 5 of them; `scores` are the
+  softmax of minus the squared distances, over all classes. By REST, send columns (`inputs`), as
+  rows (`instances`) have one query for every image of the support; and do not let a server join
+  its requests into batches, which would mix the classes of several callers.
 
 With a server on this machine:
 
@@ -134,12 +149,22 @@ def _described(stage: Stage) -> str:
 
 
 def _signature_row(name: str, function: tf.types.experimental.ConcreteFunction) -> str:
-    (spec,), _ = function.structured_input_signature
-    columns = ({spec.name: spec}, function.structured_outputs)
-    return " | ".join([f"| `{name}`", *map(_tensors, columns)]) + " |"
+    specs, _ = function.structured_input_signature
+    columns = ({spec.name: spec for spec in specs}, function.structured_outputs)
+    sizes = SUPPORT_SIZES if name == "serving_support" else {}
+    cells = (_tensors(column, sizes) for column in columns)
+    return " | ".join([f"| `{name}`", *cells]) + " |"
 
 
-def _tensors(specs: dict[str, tf.TensorSpec]) -> str:
-    """Returns such as `images` float32 [B, 32, 32, 3]."""
-    shapes = {n: ", ".join(str(size or "B") for size in spec.shape) for n, spec in specs.items()}
+def _tensors(specs: dict[str, tf.TensorSpec], sizes: dict[str, str]) -> str:
+    """Returns such as `images` float32 [B, 32, 32, 3].
+
+    Args:
+        specs: of tensors by name.
+        sizes: by name the letters of the sizes that are open; a B where there is none.
+    """
+    shapes = {}
+    for name, spec in specs.items():
+        letters = iter(sizes.get(name, "B"))
+        shapes[name] = ", ".join(str(size or next(letters)) for size in spec.shape)
     return "<br>".join(f"`{n}` {specs[n].dtype.name} [{shape}]" for n, shape in shapes.items())

@@ -1,4 +1,7 @@
-"""The same images as a request to every signature: as arrays, and as a server's messages."""
+"""The same images as a request to every signature: as arrays, and as a server's messages.
+
+"serving_support" is asked for all of them, and is taught with the first half under made-up names.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,8 @@ from export import MODEL_NAME, WARMUP
 from export.replay import Arrays
 from refilled_tf.data.task import Data
 
+TAUGHT = 6  # classes at most, more than an answer names
+
 
 def make(squares: np.ndarray, images: np.ndarray) -> Arrays:
     """Makes a request to every signature.
@@ -27,17 +32,26 @@ def make(squares: np.ndarray, images: np.ndarray) -> Arrays:
         images: [B, S, S, 3] float32, the same as a network takes them.
 
     Returns:
-        Arrays by signature and input: [B] objects of type bytes, or `images`.
+        Arrays by signature and input: objects of type bytes, or `images`.
     """
     encoded = [tf.io.encode_png(square).numpy() for square in squares]
     image_bytes = np.array(encoded, object)
     examples = np.array([_example(png).SerializeToString() for png in encoded], object)
+    # Of a single image, all of it. A server that joins requests into batches accepts this one
+    # signature's request only if its inputs are of one length, as they then are.
+    support = image_bytes[: (len(encoded) + 1) // 2]
+    names = [f"class {row % TAUGHT}".encode() for row in range(len(support))]
     return {
         "serving_default": {"examples": examples},
         "serving_bytes": {"image_bytes": image_bytes},
         "serving_tensor": {"images": images},
         "embedding": {"image_bytes": image_bytes},
         "classify": {"inputs": examples},
+        "serving_support": {
+            "support_bytes": support,
+            "support_labels": np.array(names, object),
+            "query_bytes": image_bytes,
+        },
     }
 
 

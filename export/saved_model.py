@@ -25,6 +25,7 @@ flags.DEFINE_string(
     f"The stage to export. If unset {trained.PREFERRED!r}, or if that is not finished, the last "
     "finished classifier of the student's task.",
 )
+flags.DEFINE_integer("task", 0, "Where --stage is a row of few-shot learning: the task to learn.")
 flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS datasets; TFDS's own if unset.")
 
 
@@ -32,7 +33,7 @@ def main(argv: list[str]) -> None:
     """Exports the stage that the flags name."""
     require(len(argv) == 1, f"unexpected argument {argv[1:]}; every option is a --flag")
     base = Path(FLAGS.export_dir)
-    model = trained.load(Path(FLAGS.work_dir), FLAGS.stage, FLAGS.data_dir)
+    model = trained.load(Path(FLAGS.work_dir), FLAGS.stage, FLAGS.data_dir, FLAGS.task)
     version = versions.publish(model, base)
     print(f"{model.stage.name} ({model.stage.method}) is exported to {version}")
     script = base / server_files.FOLDER / "docker_run.sh"

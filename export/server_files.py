@@ -1,7 +1,7 @@
 """What TensorFlow Serving needs beside the versions: BASE/server/.
 
 models.config      which versions to serve, and their labels "stable" and "canary"
-batching.config    how requests that arrive together are joined
+batching.config    how requests that arrive together would be joined, if the server is told to
 docker_run.sh      the server on this machine
 kubernetes.yaml    the server in a cluster
 
@@ -34,8 +34,6 @@ FLAGS = (
     "--model_config_file_poll_wait_seconds=30",
     # Else a server refuses to start with labels, since no version is loaded yet.
     "--allow_version_labels_for_unavailable_models=true",
-    "--enable_batching=true",
-    f"--batching_parameters_file={MOUNT}/{FOLDER}/batching.config",
 )
 
 MODELS_HEAD = f"""\
@@ -43,13 +41,20 @@ MODELS_HEAD = f"""\
 # /v1/models/{MODEL_NAME}/labels/stable:predict asks the one, …/labels/canary:predict the other.
 """
 
-BATCHING = """\
-# One image that cannot be decoded fails the whole batch that it is in. Where callers are not to
-# be trusted, have their images checked before, or serve without --enable_batching.
-max_batch_size { value: 32 }
-batch_timeout_micros { value: 2000 }
-max_enqueued_batches { value: 100 }
-num_batch_threads { value: 4 }  # as many as the server has cores
+# Off unless asked for: the server knows no way to exempt one signature from it.
+BATCHING = f"""\
+# To have requests that arrive together joined, give the server
+#   --enable_batching=true --batching_parameters_file={MOUNT}/{FOLDER}/batching.config
+# Two things then no longer hold:
+# - serving_support cannot be used. The server refuses it where support and queries differ in
+#   number; where they do not, it joins several callers' tasks, and answers one with the other's
+#   classes.
+# - A request does not fail alone: one image that cannot be decoded fails the whole batch that it is
+#   in. Where callers are not to be trusted, have their images checked before.
+max_batch_size {{ value: 32 }}
+batch_timeout_micros {{ value: 2000 }}
+max_enqueued_batches {{ value: 100 }}
+num_batch_threads {{ value: 4 }}  # as many as the server has cores
 """
 
 DOCKER = string.Template("""\

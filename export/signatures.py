@@ -6,15 +6,32 @@ serving_bytes    image_bytes [B] string, JPEG or PNG     classes, scores, probab
 serving_tensor   images [B, S, S, 3] float32 in [0,255]  classes, scores, probabilities
 embedding        image_bytes [B] string, JPEG or PNG     embedding
 classify         inputs [B] string, tf.Example each      classes, scores
+serving_support  support_bytes [N] string, JPEG or PNG   classes, scores
+                 support_labels [N] string
+                 query_bytes [Q] string, JPEG or PNG
 
 An Example holds the encoded image as its feature "image/encoded". Encoded images may have any
 shape and number of channels, and up to MAX_PIXELS pixels; they are seen as the scoring after the
-training saw its images.
+training saw its images. A batch may be empty, and is then answered by nothing.
 
 classes        [B, k] string, the k = min(5, C) most probable classes, best first
 scores         [B, k] float32, their probabilities
 probabilities  [B, C] float32 of all classes, in the order of assets/classes.txt
 embedding      [B, d] float32 of length 1
+
+"serving_support" answers with none of these C classes: it learns others from the request itself.
+The support are N > 0 images and their classes' names, which are the caller's choice. The centre of
+a class is the mean of its images' "embedding", brought to length 1; a query is of the class with
+the nearest centre. That is the NCM which trainings report. Of Q queries and C' different names,
+
+classes        [Q, k] string, the k = min(5, C') nearest classes, nearest first; of two that are
+               equally near, the one that comes first in support_labels
+scores         [Q, k] float32, softmax of -||e - c||² over the C' centres c, e the query's
+               embedding (Snell, Swersky, Zemel, "Prototypical Networks for Few-shot Learning",
+               NeurIPS 2017, Eq. 2). No squared distance is above 4, so they lie close together.
+
+Its inputs are one task and no batch. A server that joins requests into batches would refuse it
+where N and Q differ, and make one task of several callers' where they do not.
 """
 
 from __future__ import annotations
@@ -28,6 +45,7 @@ import tensorflow as tf
 from refilled_tf.data.batches import center_crop
 from refilled_tf.data.sources import decode_image
 from refilled_tf.data.task import Data
+from refilled_tf.losses.local import class_centers
 
 TOP = 5
 VOCABULARY = "classes.txt"
@@ -116,6 +134,16 @@ def _checked(encoded: tf.Tensor) -> tf.Tensor:
         return tf.identity(encoded)
 
 
+def _support_checks(images: tf.Tensor, labels: tf.Tensor) -> list[tf.Operation]:
+    """Returns what fails unless there are images [N] string and as many labels."""
+    counts = (tf.size(images), tf.size(labels))
+    message = tf.strings.format("support_bytes holds {} images, support_labels {} names", counts)
+    return [
+        tf.Assert(counts[0] == counts[1], [message]),
+        tf.Assert(counts[0] > 0, ["support_bytes holds no image"]),
+    ]
+
+
 def _functions(network: tf.keras.Model, data: Data, names: tf.lookup.StaticHashTable) -> Functions:
     """Traces the signatures."""
     loaded, size = data.load_size, data.image_size
@@ -125,7 +153,12 @@ def _functions(network: tf.keras.Model, data: Data, names: tf.lookup.StaticHashT
     # A function of its own, so that the network is in the graph once for all signatures.
     @tf.function(input_signature=[images_spec])
     def outputs(images):
-        return network(images, training=False)
+        # oneDNN's convolutions, which TensorFlow turns on by the kind of CPU, fail on no image at
+        # all. Such a batch gets a black one; any other passes as it is, without a copy.
+        count = tf.shape(images)[0]
+        missing = tf.maximum(1 - count, 0)
+        images = tf.pad(images, [[0, missing], [0, 0], [0, 0], [0, 0]])
+        return {name: out[:count] for name, out in network(images, training=False).items()}
 
     def preprocess(encoded):
         """Does what `TfdsSource.images` and `batches.scoring_batches` do."""
@@ -165,14 +198,30 @@ def _functions(network: tf.keras.Model, data: Data, names: tf.lookup.StaticHashT
         # Classify's answer has room for these two only.
         return {name: answers[name] for name in ("classes", "scores")}
 
+    def serving_support(support_bytes, support_labels, query_bytes):
+        with tf.control_dependencies(_support_checks(support_bytes, support_labels)):
+            # At once, which is one run of the network.
+            features = embedding(tf.concat([support_bytes, query_bytes], 0))["embedding"]
+        support, query = tf.split(features, [tf.size(support_bytes), tf.size(query_bytes)])
+        classes, rows = tf.unique(support_labels)  # in the order in which they first occur
+        centers, _ = class_centers(support, rows, tf.size(classes))
+        # -||e - c||² without ||e||², which is the same for all classes and so not in the softmax.
+        logits = 2.0 * tf.matmul(query, centers, transpose_b=True) - tf.reduce_sum(centers**2, 1)
+        _, best = tf.math.top_k(logits, tf.minimum(TOP, tf.size(classes)))
+        return {
+            "classes": tf.gather(classes, best),
+            "scores": tf.gather(tf.nn.softmax(logits), best, batch_dims=1),
+        }
+
     signatures = {
-        serving_default: strings,
-        serving_bytes: strings,
-        serving_tensor: images_spec,
-        embedding: strings,
-        classify: strings,
+        serving_default: [strings],
+        serving_bytes: [strings],
+        serving_tensor: [images_spec],
+        embedding: [strings],
+        classify: [strings],
+        serving_support: [strings, strings, strings],
     }
     return {
-        function.__name__: tf.function(function, input_signature=[spec]).get_concrete_function()
-        for function, spec in signatures.items()
+        function.__name__: tf.function(function, input_signature=specs).get_concrete_function()
+        for function, specs in signatures.items()
     }

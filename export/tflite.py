@@ -23,6 +23,7 @@ flags.DEFINE_list(
     "; ".join(f"{name}: {what}" for name, what in tflite_model.QUANTIZATIONS.items()),
 )
 flags.DEFINE_string("stage", None, "The stage to export; if unset, as export.saved_model chooses.")
+flags.DEFINE_integer("task", 0, "Where --stage is a row of few-shot learning: the task to learn.")
 flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS datasets; TFDS's own if unset.")
 
 
@@ -31,7 +32,7 @@ def main(argv: list[str]) -> None:
     require(len(argv) == 1, f"unexpected argument {argv[1:]}; every option is a --flag")
     output_dir = Path(FLAGS.output_dir)
     tflite_files.check(FLAGS.quantize, output_dir)
-    model = trained.load(Path(FLAGS.work_dir), FLAGS.stage, FLAGS.data_dir)
+    model = trained.load(Path(FLAGS.work_dir), FLAGS.stage, FLAGS.data_dir, FLAGS.task)
     print(f"\n{tflite_files.write(model, FLAGS.quantize, output_dir)}")
     print(f"{model.stage.name} ({model.stage.method}) is exported to {output_dir}")
 

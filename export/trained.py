@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from refilled_tf import config, storage
+from refilled_tf import config, storage, training
 from refilled_tf import stage as stages
-from refilled_tf.data import task
-from refilled_tf.data.task import TaskData
+from refilled_tf.data import episodes, task
+from refilled_tf.data.episodes import Tasks
+from refilled_tf.data.task import Examples, TaskData
 from refilled_tf.errors import require
+from refilled_tf.few_shot.base import labels_of
+from refilled_tf.learners.cross_entropy import CrossEntropy
 from refilled_tf.stage import Run, Stage
+from refilled_tf.trials import Trials
 
 PREFERRED = "refilled"
 
 
 class Trained(NamedTuple):
-    """A finished classifier.
+    """A finished classifier, or one that a few-shot row has just learnt.
 
     Attributes:
         stage: what it was trained on, how, and from which other stages.
@@ -36,13 +41,17 @@ class Trained(NamedTuple):
     config: str
 
 
-def load(work_dir: Path, stage_name: str | None, data_dir: str | None) -> Trained:
+def load(
+    work_dir: Path, stage_name: str | None, data_dir: str | None, task_number: int = 0
+) -> Trained:
     """Loads a classifier.
 
     Args:
         work_dir: the folder of a training.
-        stage_name: which of its stages; None leaves it to `choose_stage`.
+        stage_name: which of its stages, or a row of few-shot learning; None leaves it to
+            `choose_stage`.
         data_dir: the folder of prepared TFDS datasets; None for the training's.
+        task_number: which of the row's tasks to learn, from 0.
 
     Returns:
         The network with all that is known of it.
@@ -54,6 +63,9 @@ def load(work_dir: Path, stage_name: str | None, data_dir: str | None) -> Traine
     experiment = config.load_work_dir(work_dir)
     data_dir = data_dir or experiment.data_dir
     where = Run(work_dir, data_dir, tf.distribute.get_strategy())
+    rows = {row.name: row for row in experiment.rows if isinstance(row, Trials)}
+    if stage_name in rows:
+        return learn(rows[stage_name], task_number, where)
     finished = {stage.name for stage in experiment.stages() if where.is_finished(stage)}
     stage = choose_stage(experiment.stages(), finished, stage_name)
     stages.check_folder(stage, where)
@@ -64,6 +76,53 @@ def load(work_dir: Path, stage_name: str | None, data_dir: str | None) -> Traine
         storage.read_json(where.folder(stage) / "result.json"),
         config.operative_config(),
     )
+
+
+def learn(row: Trials, number: int, where: Run) -> Trained:
+    """Learns one of the tasks that a row of few-shot learning has been scored on.
+
+    Args:
+        row: the row, which must be finished.
+        number: of the task, from 0.
+        where: its folders.
+
+    Returns:
+        The network of the task's classes; its training images are the support, its test images
+        the queries.
+
+    Raises:
+        InputError: the row is unfinished, has no such task, or makes no network of it.
+    """
+    stages.check_folder(row, where)
+    learner, known = row.chosen(where), row.networks(where)
+    pool, tasks = row.test.pool(where.data_dir), row.test.tasks(row.shots, where.data_dir)
+    count = len(tasks.classes)
+    require(0 <= number < count, f"--task={number}: {row.name} has the tasks 0 to {count - 1}")
+    task = Tasks(*(part[number : number + 1] for part in tasks))
+    (network,) = learner.adapted(known, pool, task)
+    names = episodes.facts(row.test.task, where.data_dir).class_names
+    support, query = (
+        Examples(pool.examples.images[rows], labels_of(part), pool.examples.keys[rows])
+        for part in (task.support[0], task.query[0])
+        for rows in (part.ravel(),)
+    )
+    stage = Stage(
+        name=f"{row.name}_task_{number}",
+        method=f"{row.method}, {row.shots} images a class",
+        task=dataclasses.replace(row.test.task, images_per_class=row.shots),
+        backbone=row.network.backbone,
+        objective=CrossEntropy(),
+        recipe=row.network.recipe,
+        start=row.network,
+    )
+    data = TaskData(support, query, tuple(names[c] for c in task.classes[0]), "query")
+    result = {
+        "accuracy": float(learner.accuracies(known, pool, task)[0]),
+        "images": len(query.labels),
+        "scored_on": data.scored_on,
+        "parameters": training.count_parameters(network),
+    }
+    return Trained(stage, network, data, result, config.operative_config())
 
 
 def choose_stage(known: Sequence[Stage], finished: Collection[str], name: str | None) -> Stage:

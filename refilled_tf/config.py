@@ -13,6 +13,15 @@ from refilled_tf import experiment as experiments
 # Importing a module registers what gin files may name.
 from refilled_tf.data import sources, splits, task  # noqa: F401
 from refilled_tf.errors import InputError, require
+from refilled_tf.few_shot import (  # noqa: F401
+    feat,
+    fine_tune,
+    maml,
+    nearest_neighbor,
+    protonet,
+    refilled,
+    svm,
+)
 from refilled_tf.learners import (  # noqa: F401
     attention,
     cross_entropy,
@@ -25,7 +34,7 @@ from refilled_tf.learners import (  # noqa: F401
     rkd,
     vid,
 )
-from refilled_tf.models import mobilenet, resnet, wide_resnet  # noqa: F401
+from refilled_tf.models import convnet, mobilenet, resnet, resnet12, wide_resnet  # noqa: F401
 
 GIN_FOLDER = Path(__file__).resolve().parent.parent / "gin"
 OPERATIVE = "operative_config.gin"

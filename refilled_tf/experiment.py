@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import time
+import itertools
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from typing import Any
@@ -21,9 +21,10 @@ from refilled_tf import storage, training
 from refilled_tf.errors import require
 from refilled_tf.probe import Probe
 from refilled_tf.stage import Run, Stage
+from refilled_tf.trials import Trials
 
 RESULTS_SCHEMA = 1
-Row = Stage | Probe
+Row = Stage | Probe | Trials
 
 
 @gin.register
@@ -32,7 +33,8 @@ class Experiment:
     """What to run.
 
     Attributes:
-        rows: the methods to compare, in the order of the table.
+        rows: the methods to compare, in the order of the table; a tuple among them stands for its
+            members.
         strategy: "mirrored" for all GPUs of this machine (or its CPU), "multi_worker" for
             several machines that TF_CONFIG names.
         deterministic: whether every op is made reproducible, at some cost in speed on a GPU.
@@ -46,7 +48,8 @@ class Experiment:
     data_dir: str | None = None
 
     def __post_init__(self):
-        object.__setattr__(self, "rows", tuple(self.rows))
+        rows = [row if isinstance(row, tuple) else (row,) for row in self.rows]
+        object.__setattr__(self, "rows", tuple(itertools.chain.from_iterable(rows)))
         require(len(self.rows) > 0, "Experiment.rows is empty: it needs at least one method")
         require(
             self.strategy in ("mirrored", "multi_worker"),
@@ -100,6 +103,9 @@ def check(experiment: Experiment, where: Run) -> None:
     """
     for stage in experiment.stages():
         stages.check(stage, where)
+    for row in experiment.rows:
+        if isinstance(row, Trials):
+            row.check(where)
 
 
 def run(
@@ -132,10 +138,8 @@ def run(
         for spec in _with_parents(row):
             if isinstance(spec, Stage) and spec.name not in finished:
                 finished[spec.name] = training.train(spec, where)
-        if isinstance(row, Probe):
-            started = time.monotonic()
-            probed = row.score(where)
-            finished[row.name] = probed | {"seconds": round(time.monotonic() - started, 1)}
+        if not isinstance(row, Stage):
+            finished[row.name] = row.score(where)
         results["rows"].append(_row(row, finished, command))
         if where.is_chief:
             storage.write_json(where.work_dir / "results.json", results)
@@ -149,7 +153,7 @@ def _row(row: Row, finished: dict[str, dict[str, Any]], command: str) -> dict[st
     embedding = result.get("embedding")
     if embedding is None and start is not None:
         embedding = finished[start.name].get("embedding")
-    network = row if isinstance(row, Stage) else row.teacher
+    network = row.network
     chain = {spec.name for spec in _with_parents(row)}
     return {
         "method": row.method,
@@ -159,6 +163,7 @@ def _row(row: Row, finished: dict[str, dict[str, Any]], command: str) -> dict[st
         "images": result["images"],
         "seed": row.seed,
         "accuracy": result.get("accuracy"),
+        **{name: result[name] for name in ("shots", "interval", "chosen") if name in result},
         "embedding": embedding,
         "seconds": result["seconds"],
         "seconds_with_parents": round(sum(finished[name]["seconds"] for name in chain), 1),

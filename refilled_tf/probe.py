@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from typing import Any
 
 import gin
@@ -52,8 +53,14 @@ class Probe:
         """The stage that must be finished first."""
         return (self.teacher,)
 
+    @property
+    def network(self) -> Stage:
+        """The stage whose network is scored."""
+        return self.teacher
+
     def score(self, run: Run) -> dict[str, Any]:
-        """Returns "scored_on", "images", "accuracy" and the teacher's "embedding" quality."""
+        """Returns "scored_on", "images", "accuracy", the "embedding" quality and "seconds"."""
+        started = time.monotonic()
         data = load(self.task, run.data_dir)
         network, size = load_network(self.teacher, run), self.task.data.image_size
         train, test = (
@@ -66,4 +73,5 @@ class Probe:
             "images": len(data.test.labels),
             "accuracy": CLASSIFIERS[self.classifier](*sides, self.seed),
             "embedding": embedding.embedding_quality(*sides, self.seed),
+            "seconds": round(time.monotonic() - started, 1),
         }

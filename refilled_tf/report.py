@@ -24,10 +24,15 @@ def table(rows: list[dict[str, Any]]) -> str:
 
     Returns:
         A Markdown table: accuracies in percent, the stage-1 embedding's NCM, 1NN, Recall@1 and
-        NMI (of the embedding a method starts from), time of the row and with its parents.
+        NMI (of the embedding a method starts from), time of the row and with its parents. Where
+        rows are of few-shot learning, a column for each number of shots instead, with the half
+        width of the 95 % interval.
     """
+    shots = sorted({row["shots"] for row in rows if "shots" in row})
+    if shots:
+        return _few_shot_table(rows, shots)
     header = ("Method", "α", "Accuracy", "NCM", "1NN", "R@1", "NMI", "Seconds", "with parents")
-    lines = [header]
+    lines = []
     for row in rows:
         quality = row["embedding"] or {}
         lines.append(
@@ -40,8 +45,25 @@ def table(rows: list[dict[str, Any]]) -> str:
                 f"{row['seconds_with_parents']:.0f}",
             )
         )
-    # Markdown's rule takes two characters, a name's three.
-    widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(header))]
+    return _markdown(header, lines)
+
+
+def _few_shot_table(rows: list[dict[str, Any]], shots: list[int]) -> str:
+    cells: dict[str, dict[int | None, str]] = {}
+    for row in rows:
+        cell = _percent(row["accuracy"])
+        if "interval" in row:
+            cell += f" ± {_percent(row['interval'])}"
+        cells.setdefault(row["method"], {})[row.get("shots")] = cell
+    header = ("Method", *(f"{k}-shot" for k in shots))
+    lines = [(method, *(c.get(k, "") for k in shots)) for method, c in cells.items()]
+    return _markdown(header, lines)
+
+
+def _markdown(header: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
+    """Lays a table out; the first column to the left, the others to the right."""
+    # The rule takes two characters, in a first column three.
+    widths = [max(3, *(len(line[i]) for line in [header, *lines])) for i in range(len(header))]
     rule = tuple("-" * (w - 1) + ":" if i else "-" * w for i, w in enumerate(widths))
 
     def joined(line):
@@ -50,7 +72,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         cells += [cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True)]
         return f"| {' | '.join(cells)} |"
 
-    return "\n".join(joined(line) for line in [header, rule, *lines[1:]])
+    return "\n".join(joined(line) for line in [header, rule, *lines])
 
 
 def _percent(share: float | None) -> str:

@@ -5,6 +5,7 @@ FOLDER/checkpoints/   the last finished epochs, while it trains
 FOLDER/cache/         of a teacher: its outputs for fixed views, see teacher_cache.py
 FOLDER/logs/          TensorBoard
 FOLDER/model.keras    the trained network; plain Keras
+FOLDER/head.keras     what an objective for few-shot learning has trained on top of the embedding
 FOLDER/result.json    scores and cost; written last, so it marks the stage as finished
 """
 
@@ -14,8 +15,9 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import gin
 import tensorflow as tf
@@ -24,6 +26,7 @@ from refilled_tf import storage
 from refilled_tf.data import batches
 from refilled_tf.data.task import Task, read_index, select
 from refilled_tf.errors import InputError, require
+from refilled_tf.few_shot.base import Selection
 from refilled_tf.learners.base import Objective
 from refilled_tf.models import networks
 from refilled_tf.recipe import Recipe
@@ -67,6 +70,7 @@ class Stage:
         start: the stage whose embedding weights it starts from; None starts from scratch.
         teacher: the stage whose network teaches; dropped where the objective needs none.
         teacher_cache: how often the teacher is run; the default where there is none.
+        selection: what chooses among the epochs; None keeps the last one.
         seed: of initial weights, batches and augmentation.
     """
 
@@ -79,6 +83,7 @@ class Stage:
     start: Stage | None = None
     teacher: Stage | None = None
     teacher_cache: TeacherCache = TeacherCache()
+    selection: Selection | None = None
     seed: int = 0
 
     def __post_init__(self):
@@ -91,7 +96,7 @@ class Stage:
             "objective": Objective,
             "recipe": Recipe,
             "teacher_cache": TeacherCache,
-        }
+        } | ({"selection": Selection} if self.selection is not None else {})
         for option, kind in kinds.items():
             value = getattr(self, option)
             require(
@@ -100,6 +105,8 @@ class Stage:
                 "reference needs parentheses, such as @Recipe()",
             )
         require(0 <= self.seed < 2**31, f"Stage.seed={self.seed} must lie in [0, 2³¹)")
+        if self.selection:
+            self.selection.learner.check(self.objective, self.selection.protocol.episodes.ways)
         if not self.objective.needs_teacher:
             object.__setattr__(self, "teacher", None)
             object.__setattr__(self, "teacher_cache", TeacherCache())
@@ -114,18 +121,28 @@ class Stage:
         """The stages that must be finished first."""
         return tuple(parent for parent in (self.teacher, self.start) if parent is not None)
 
-    def settings(self) -> dict[str, Any]:
-        """Returns every setting that shapes the result, as {"Class.option": value}.
+    @property
+    def network(self) -> Stage:
+        """The stage whose network is scored, as of every row of a table."""
+        return self
 
-        Parents stand as their names and digests.
-        """
-        return _flatten(self) | {
-            f"parent {parent.name}": parent.digest() for parent in self.parents
-        }
+    def settings(self) -> dict[str, Any]:
+        """Returns every setting that shapes the result; see `settings_of`."""
+        return settings_of(self, self.parents)
 
     def digest(self) -> str:
         """Returns a short hash of the settings."""
         return _digest(self.settings())
+
+
+def settings_of(spec: Any, parents: Iterable[Stage]) -> dict[str, Any]:
+    """Returns all settings of a dataclass and those nested in it, as {"Class.option": value}.
+
+    Args:
+        spec: the dataclass.
+        parents: the stages it builds on, which stand as their names and digests.
+    """
+    return _flatten(spec) | {f"parent {parent.name}": parent.digest() for parent in parents}
 
 
 def _digest(settings: dict[str, Any]) -> str:
@@ -153,6 +170,19 @@ def _flatten(spec: Any) -> dict[str, Any]:
     return flat
 
 
+class Named(Protocol):
+    """What has a folder: a stage, or a row with results of its own.
+
+    Attributes:
+        name: of the folder.
+    """
+
+    name: str
+
+    def settings(self) -> dict[str, Any]:
+        """Returns every setting that shapes the result."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """Where an experiment runs.
@@ -173,18 +203,18 @@ class Run:
         resolver = self.strategy.cluster_resolver
         return resolver is None or not resolver.task_type or resolver.task_id == 0
 
-    def folder(self, stage: Stage) -> Path:
-        """Returns the stage's folder."""
-        return self.work_dir / "stages" / stage.name
+    def folder(self, spec: Named) -> Path:
+        """Returns the folder of a stage, or of a row with results of its own."""
+        return self.work_dir / "stages" / spec.name
 
     def cache_folder(self, stage: Stage) -> Path:
         """Returns where the outputs of the stage's teacher for its views are, or will be."""
         settings = _flatten(stage.task) | _flatten(stage.teacher_cache)
         return self.folder(stage.teacher) / "cache" / _digest(settings)
 
-    def is_finished(self, stage: Stage) -> bool:
-        """Whether the stage is trained and scored."""
-        return (self.folder(stage) / "result.json").exists()
+    def is_finished(self, spec: Named) -> bool:
+        """Whether a stage is trained and scored, or a row scored."""
+        return (self.folder(spec) / "result.json").exists()
 
     def wait_for_all(self) -> None:
         """Returns when every worker has come here."""
@@ -206,6 +236,9 @@ def check(stage: Stage, run: Run) -> None:
         recipe.batch_size >= replicas and recipe.batch_size % replicas == 0,
         f"Recipe.batch_size={recipe.batch_size} must be a multiple of the {replicas} replicas",
     )
+    stage.objective.check_batches(recipe, replicas)
+    if stage.selection:
+        stage.selection.check(run.data_dir)
     index = read_index(stage.task.data.source, run.data_dir)
     selection = select(stage.task, index)
     labels = index.labels[selection.train]
@@ -225,7 +258,7 @@ def check(stage: Stage, run: Run) -> None:
         stage.objective.adapter(*(networks.feature_shapes(s.build(size), names) for s in sides))
 
 
-def check_folder(stage: Stage, run: Run) -> None:
+def check_folder(stage: Named, run: Run) -> None:
     """Refuses to go on with a folder that other settings have made.
 
     Raises:
@@ -259,13 +292,26 @@ def differences(there: dict[str, Any], now: dict[str, Any]) -> str:
     )
 
 
+def load_head(stage: Stage, run: Run) -> tf.keras.Model | None:
+    """Loads what a finished stage has trained on top of its embedding; None if nothing.
+
+    Raises:
+        InputError: as `load_network`.
+    """
+    return _load(stage, run, "head.keras") if stage.objective.head(1) is not None else None
+
+
 def load_network(stage: Stage, run: Run) -> tf.keras.Model:
     """Loads a finished stage's network.
 
     Raises:
         InputError: the stage is not finished or its file unreadable.
     """
-    path = run.folder(stage) / "model.keras"
+    return _load(stage, run, "model.keras")
+
+
+def _load(stage: Stage, run: Run, file: str) -> tf.keras.Model:
+    path = run.folder(stage) / file
     require(path.exists(), f"{path} is missing: stage {stage.name!r} is not finished")
     try:
         return tf.keras.models.load_model(path, compile=False)

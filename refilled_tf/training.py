@@ -19,6 +19,7 @@ from refilled_tf.data import batches
 from refilled_tf.data.task import Examples, TaskData, load
 from refilled_tf.errors import InputError, require
 from refilled_tf.evaluation.embedding import embedding_quality
+from refilled_tf.few_shot.base import Networks
 from refilled_tf.learners.base import Learner
 from refilled_tf.learners.cross_entropy import accuracy
 from refilled_tf.losses.local import class_centers
@@ -62,6 +63,7 @@ def train(stage: Stage, run: Run) -> dict[str, Any]:
             callbacks=_callbacks(stage, run, progress),
             verbose=0,
         )
+    progress.choose()
     network = _without_strategy(learner.student)
     result = score(stage, network, data) | {
         "seconds": round(float(progress.seconds.numpy()), 1),
@@ -69,9 +71,15 @@ def train(stage: Stage, run: Run) -> dict[str, Any]:
         "parameters": count_parameters(network),
         "training": progress.last_logs,
     }
+    saved = {"model.keras": network}
+    if learner.head is not None:
+        saved["head.keras"] = _without_strategy(learner.head)
+    if stage.selection:
+        result["selection"] = progress.best_selection
     if run.is_chief:
-        with storage.replacing(folder / "model.keras") as path:
-            network.save(path)
+        for file, trained in saved.items():
+            with storage.replacing(folder / file) as path:
+                trained.save(path)
         storage.write_json(folder / "result.json", result)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     run.wait_for_all()
@@ -83,11 +91,13 @@ def score(stage: Stage, network: tf.keras.Model, data: TaskData) -> dict[str, An
 
     Returns:
         "scored_on", "images", and "accuracy" for a classifier or "embedding" (see
-        `embedding_quality`) for an embedding network.
+        `embedding_quality`) for an embedding network that is of use alone.
     """
+    result = {"scored_on": data.scored_on, "images": len(data.test.labels)}
+    if not stage.objective.runs_alone:
+        return result
     size = stage.task.data.image_size
     test = networks.outputs_of(network, batches.scoring_batches(data.test, size))
-    result = {"scored_on": data.scored_on, "images": len(data.test.labels)}
     if stage.objective.classifies:
         return result | {"accuracy": float(accuracy(test["logits"], data.test.labels))}
     train_outputs = networks.outputs_of(network, batches.scoring_batches(data.train, size))
@@ -119,6 +129,14 @@ def _without_strategy(network: tf.keras.Model) -> tf.keras.Model:
     copy = tf.keras.models.clone_model(network)
     copy.set_weights(network.get_weights())
     return copy
+
+
+def _copies(learner: Learner) -> dict[str, tf.keras.Model]:
+    """Returns copies of all networks under training, to keep other weights in."""
+    copies = {n: tf.keras.models.clone_model(network) for n, network in learner.trained.items()}
+    for name, network in learner.trained.items():
+        copies[name].set_weights(network.get_weights())
+    return copies
 
 
 def _build(stage: Stage, run: Run, data: TaskData) -> tuple[Learner, int]:
@@ -192,21 +210,24 @@ def _callbacks(stage: Stage, run: Run, progress: _Progress) -> list:
 class _Progress(tf.keras.callbacks.Callback):
     """Keeps the last finished epochs on disk, goes on from there, stops at a non-finite loss.
 
-    Two epochs are kept: the older one is deleted only when the newer is whole.
+    Two epochs are kept: the older one is deleted only when the newer is whole. Where a stage has a
+    selection, the best epoch so far is kept with each of them.
     """
 
     def __init__(self, stage: Stage, run: Run, learner: Learner, steps: int):
         """Restores the newest checkpoint, if there is one."""
         super().__init__()
-        self._stage, self._learner, self._steps = stage, learner, steps
+        self._stage, self._run, self._learner, self._steps = stage, run, learner, steps
         folder = run.folder(stage) / "checkpoints"
         with run.strategy.scope():
             self.seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)
             self._epochs = tf.Variable(0, dtype=tf.int64, trainable=False)
-        kept = {"student": learner.student, "optimizer": learner.optimizer}
-        kept |= {"epochs": self._epochs, "seconds": self.seconds}
-        if learner.adapter is not None:
-            kept["adapter"] = learner.adapter
+            self._best_score = tf.Variable(-1.0, dtype=tf.float64, trainable=False)
+            self._best_epoch = tf.Variable(0, dtype=tf.int64, trainable=False)
+            self._best = _copies(learner) if stage.selection else {}
+        kept = learner.trained | {"optimizer": learner.optimizer, "epochs": self._epochs}
+        kept |= {"seconds": self.seconds, "score": self._best_score, "best": self._best_epoch}
+        kept |= {f"best_{name}": network for name, network in self._best.items()}
         checkpoint = tf.train.Checkpoint(**kept)
         newest = tf.train.latest_checkpoint(folder)
         require(
@@ -247,12 +268,37 @@ class _Progress(tf.keras.callbacks.Callback):
         weights = self._learner.trainable_variables
         if not all(bool(tf.reduce_all(tf.math.is_finite(w))) for w in weights):
             self._diverged(f"a weight is not finite after step {(epoch + 1) * self._steps}")
+        if self._stage.selection:
+            self._select(epoch + 1)
         now = time.monotonic()
         self.seconds.assign_add(now - self._started)
         self._started = now
         self._epochs.assign(epoch + 1)
         self.last_logs = {name: float(value) for name, value in logs.items()}
         self._manager.save(checkpoint_number=epoch + 1)
+
+    @property
+    def best_selection(self) -> dict[str, float]:
+        """The best epoch, counted from 1, and its accuracy on the tasks that chose it."""
+        return {
+            "epoch": int(self._best_epoch.numpy()),
+            "accuracy": float(self._best_score.numpy()),
+        }
+
+    def choose(self) -> None:
+        """Gives the learner the weights of the best epoch, where a selection has looked for it."""
+        for name, network in self._best.items():
+            self._learner.trained[name].set_weights(network.get_weights())
+
+    def _select(self, epoch: int) -> None:
+        """Keeps the weights if they do better than those of every epoch before."""
+        known = Networks(_without_strategy(self._learner.student), self._learner.head)
+        score = self._stage.selection.score(known, self._run.data_dir)
+        if score > self._best_score.numpy():
+            self._best_score.assign(score)
+            self._best_epoch.assign(epoch)
+            for name, network in self._learner.trained.items():
+                self._best[name].set_weights(network.get_weights())
 
     def _diverged(self, what: str) -> None:
         kept = self._manager.latest_checkpoint

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import hashlib
+import inspect
 import logging
 import os
 import re
@@ -22,6 +24,8 @@ import sklearn.datasets
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+# Importing it makes the dataset known to TFDS.
+from refilled_tf.data import mini_imagenet  # noqa: F401
 from refilled_tf.errors import InputError, require
 from refilled_tf.quiet import muted
 
@@ -81,6 +85,7 @@ class TfdsSource:
     Attributes:
         name: the TFDS name, such as "caltech_birds2011".
         folder: instead of a name, a folder `FOLDER/train/CLASS/*.jpg`, `FOLDER/test/CLASS/*.jpg`.
+        splits: the splits to read; the images of "train" are those that train.
         key: the string feature that identifies an image.
         box: the bounding-box feature to crop to; None takes the whole image.
         class_name: the string feature that holds the class's name, for datasets whose label
@@ -90,6 +95,7 @@ class TfdsSource:
 
     name: str | None = None
     folder: str | None = None
+    splits: tuple[str, ...] = ("train", "test")
     key: str = "image/filename"
     box: str | None = None
     class_name: str | None = None
@@ -100,17 +106,23 @@ class TfdsSource:
             (self.name is None) != (self.folder is None),
             "TfdsSource takes either name (a TFDS dataset) or folder (images of your own)",
         )
+        require(
+            not isinstance(self.splits, str) and 0 < len(self.splits) == len(set(self.splits)),
+            f"TfdsSource.splits={self.splits!r} must be a list of different splits, such as "
+            "['train', 'test']",
+        )
+        object.__setattr__(self, "splits", tuple(self.splits))
 
     def index(self, data_dir: str | None) -> Index:
-        """Reads labels and keys of both splits.
+        """Reads labels and keys of all splits.
 
         Raises:
-            InputError: the dataset is unknown or not prepared, or keys repeat.
+            InputError: the dataset is unknown or not prepared, lacks a split, or keys repeat.
         """
         builder = self._builder(data_dir)
         facts = [self.key, "label", self.class_name, self.superclass]
         columns, trains = {name: [] for name in facts if name}, []
-        for split in ("train", "test"):
+        for split in self.splits:
             for batch in self._read(builder, split, facts).batch(4096).as_numpy_iterator():
                 for name, column in columns.items():
                     column.append(batch[name])
@@ -150,22 +162,22 @@ class TfdsSource:
             return positions.lookup(example[self.key]), image
 
         builder = self._builder(data_dir)
-        train, test = (
+        decoded = (
             self._read(builder, split, ["image", self.key, self.box])
             .filter(lambda example: positions.lookup(example[self.key]) >= 0)
             .map(decode, num_parallel_calls=tf.data.AUTOTUNE)
-            for split in ("train", "test")
+            for split in self.splits
         )
-        return _collect(train.concatenate(test), len(keys), size)
+        together = functools.reduce(tf.data.Dataset.concatenate, decoded)
+        return _collect(together, len(keys), size)
 
     def _builder(self, data_dir: str | None) -> tfds.core.DatasetBuilder:
         if self.folder:
             root = os.path.expanduser(self.folder)
             require(
-                os.path.isdir(os.path.join(root, "train"))
-                and os.path.isdir(os.path.join(root, "test")),
-                f"TfdsSource.folder={self.folder!r} must hold train/CLASS/*.jpg and "
-                "test/CLASS/*.jpg",
+                all(os.path.isdir(os.path.join(root, split)) for split in self.splits),
+                f"TfdsSource.folder={self.folder!r} must hold "
+                + " and ".join(f"{split}/CLASS/*.jpg" for split in self.splits),
             )
             return tfds.folder_dataset.ImageFolder(root)
         try:
@@ -180,7 +192,7 @@ class TfdsSource:
         where = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
         require(
             prepared,
-            f"dataset {self.name} is not prepared in {where}: run `tfds build {self.name} "
+            f"dataset {self.name} is not prepared in {where}: run `{_build_command(builder)} "
             f"--data_dir={where}`, or point --data_dir (or TFDS_DATA_DIR) at a folder that has it",
         )
         return builder
@@ -189,7 +201,8 @@ class TfdsSource:
         """Reads some features (None is passed over); images stay encoded."""
         require(
             split in builder.info.splits,
-            f"{builder.name} has no split {split!r}; it has {', '.join(builder.info.splits)}",
+            f"TfdsSource.splits: {builder.name} has no split {split!r}; it has "
+            f"{', '.join(builder.info.splits) or 'none'}",
         )
         features = [name for name in features if name]
         skip = {"image": tfds.decode.SkipDecoding()}
@@ -208,6 +221,17 @@ class TfdsSource:
         # TFDS warns of a deprecated call of its own.
         with muted(logging.WARNING):
             return builder.as_dataset(split=split, decoders=decoders, shuffle_files=False)
+
+
+def _build_command(builder: tfds.core.DatasetBuilder) -> str:
+    """Returns what prepares a dataset: by its name, which finds TFDS's own alone, or by its file.
+
+    `--manual_dir` is for what TFDS cannot download; without it, the command tells what that is.
+    """
+    kind = type(builder)
+    is_tfds = kind.__module__.startswith("tensorflow_datasets.")
+    what = builder.name if is_tfds else inspect.getfile(kind)
+    return f"tfds build {what}" + " --manual_dir=DIR" * bool(builder.MANUAL_DOWNLOAD_INSTRUCTIONS)
 
 
 class Record(NamedTuple):

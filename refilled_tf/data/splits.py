@@ -17,10 +17,17 @@ from refilled_tf.errors import require
 
 @dataclasses.dataclass(frozen=True)
 class ClassSplit:
-    """The classes of the teacher and of the student, as ids of the dataset, ascending."""
+    """Whose classes are whose, as ids of the dataset, ascending.
+
+    Attributes:
+        teacher: the classes that teach; in few-shot learning the SEEN ones (meta-train).
+        student: the classes that are learnt; in few-shot learning the UNSEEN ones (meta-test).
+        validation: classes to choose hyper-parameters on (meta-val); most splits have none.
+    """
 
     teacher: tuple[int, ...]
     student: tuple[int, ...]
+    validation: tuple[int, ...] = ()
 
 
 @gin.register
@@ -86,14 +93,14 @@ class SharedClasses:
 @gin.register
 @dataclasses.dataclass(frozen=True)
 class ListedClasses:
-    """Classes named one by one, for data of one's own."""
+    """Classes named one by one, for data of one's own and for published lists."""
 
     teacher: tuple[str, ...] = ()
     student: tuple[str, ...] = ()
+    validation: tuple[str, ...] = ()
 
     def __post_init__(self):
-        object.__setattr__(self, "teacher", tuple(self.teacher))
-        object.__setattr__(self, "student", tuple(self.student))
+        _make_tuples(self)
 
     def __call__(self, class_names, superclasses=None) -> ClassSplit:
         """Looks the listed names up in `class_names`.
@@ -102,23 +109,104 @@ class ListedClasses:
             InputError: a name is not a class of the dataset.
         """
         ids = {name: i for i, name in enumerate(class_names)}
-        unknown = [name for name in self.teacher + self.student if name not in ids]
+        listed = (self.teacher, self.student, self.validation)
+        unknown = [name for names in listed for name in names if name not in ids]
         require(
             not unknown,
             f"ListedClasses names {unknown[:3]}, which the dataset does not have; its classes "
             f"are {', '.join(class_names[:5])}, …",
         )
-        return _sorted_split([ids[n] for n in self.teacher], [ids[n] for n in self.student])
+        return _sorted_split(*([ids[name] for name in names] for names in listed))
 
 
-def _sorted_split(teacher, student) -> ClassSplit:
-    return ClassSplit(
-        tuple(sorted(int(c) for c in teacher)), tuple(sorted(int(c) for c in student))
-    )
+@gin.register
+@dataclasses.dataclass(frozen=True)
+class ListedSuperclasses:
+    """Superclasses given by their numbers, each with all of its classes."""
+
+    teacher: tuple[int, ...] = ()
+    student: tuple[int, ...] = ()
+    validation: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        _make_tuples(self)
+
+    def __call__(self, class_names, superclasses=None) -> ClassSplit:
+        """Looks the classes of the listed superclasses up.
+
+        Raises:
+            InputError: the dataset has no superclasses, or none of a listed number.
+        """
+        require(
+            superclasses is not None,
+            "ListedSuperclasses needs a dataset with superclasses; use ListedClasses, or name the "
+            "feature in TfdsSource.superclass",
+        )
+        listed = (self.teacher, self.student, self.validation)
+        known = np.unique(superclasses).tolist()
+        unknown = [number for numbers in listed for number in numbers if number not in known]
+        require(
+            not unknown,
+            f"ListedSuperclasses names {unknown[:3]}, which the dataset does not have; its "
+            f"superclasses are {', '.join(map(str, known))}",
+        )
+        return _sorted_split(*(np.flatnonzero(np.isin(superclasses, part)) for part in listed))
+
+
+@gin.register
+@dataclasses.dataclass(frozen=True)
+class RandomParts:
+    """Random classes for every role; those beyond the three sizes take no part."""
+
+    teacher: int
+    student: int
+    validation: int
+    seed: int = 0
+
+    def __post_init__(self):
+        require(min(self._sizes) >= 0, f"{self._description} must not be negative")
+
+    def __call__(self, class_names, superclasses=None) -> ClassSplit:
+        """Deals `class_names` out at random, the same way for the same seed.
+
+        Raises:
+            InputError: there are fewer classes than the sizes add up to.
+        """
+        require(
+            sum(self._sizes) <= len(class_names),
+            f"{self._description} are {sum(self._sizes)} classes, but the dataset has "
+            f"{len(class_names)}",
+        )
+        order = np.random.default_rng(self.seed).permutation(len(class_names))
+        return _sorted_split(*np.split(order[: sum(self._sizes)], np.cumsum(self._sizes)[:-1]))
+
+    @property
+    def _sizes(self) -> tuple[int, int, int]:
+        return self.teacher, self.student, self.validation
+
+    @property
+    def _description(self) -> str:
+        return (
+            f"RandomParts.teacher={self.teacher}, RandomParts.student={self.student} and "
+            f"RandomParts.validation={self.validation}"
+        )
+
+
+def _make_tuples(listed) -> None:
+    """Turns the lists that gin files may hold into tuples, which can be hashed."""
+    for field in dataclasses.fields(listed):
+        object.__setattr__(listed, field.name, tuple(getattr(listed, field.name)))
+
+
+def _sorted_split(*parts) -> ClassSplit:
+    """Makes a split of the teacher's, the student's and, if any, the validation classes."""
+    return ClassSplit(*(tuple(sorted(int(c) for c in part)) for part in parts))
 
 
 def check_class_split(split: ClassSplit, class_names) -> None:
     """Refuses a split in which teacher and student overlap in part or have too few classes.
+
+    Validation classes may be missing; where there are some, nobody else has them.
 
     Raises:
         InputError: naming the classes at fault.
@@ -131,8 +219,17 @@ def check_class_split(split: ClassSplit, class_names) -> None:
         + "; they must share no class (cross-task) or every class (standard)",
     )
     for role, classes in (("teacher", split.teacher), ("student", split.student)):
+        shared = sorted(set(split.validation) & set(classes))
         require(
-            len(classes) >= 2,
+            not shared,
+            f"the class split overlaps: validation and {role} both have "
+            + ", ".join(class_names[c] for c in shared[:3])
+            + "; the validation classes must be nobody else's",
+        )
+    for role in ("teacher", "student", "validation"):
+        classes = getattr(split, role)
+        require(
+            len(classes) >= 2 or (role == "validation" and not classes),
             f"the class split gives the {role} {len(classes)} class(es); at least 2 are needed",
         )
 

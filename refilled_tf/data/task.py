@@ -45,7 +45,7 @@ class Data:
 
     Attributes:
         source: where images come from.
-        class_split: which classes teach and which are learnt.
+        class_split: which classes teach, which are learnt and which, if any, are for validation.
         num_classes: only the first so many classes take part; None takes all.
         train_fraction: share of each class's images that train; None keeps the dataset's split.
         split_seed: seed of the instance splits.
@@ -91,7 +91,8 @@ class Task:
 
     Attributes:
         data: the dataset.
-        role: "teacher" or "student": whose classes.
+        role: whose classes: "teacher" (SEEN in few-shot learning, meta-train), "student" (UNSEEN,
+            meta-test) or "validation" (meta-val), which a class split need not have.
         images_per_class: labelled training images a class; None takes all there are.
         holdout: share of these held out for validation. When positive, models are trained on
             the rest and scored on these, and the test images are not touched: this is how
@@ -121,6 +122,12 @@ def teacher(data: Data, images_per_class: int | None = None, holdout: float = 0.
 def student(data: Data, images_per_class: int | None = None, holdout: float = 0.0) -> Task:
     """Returns the student's task: `student.images_per_class` in a gin file."""
     return Task(data, "student", images_per_class, holdout)
+
+
+@gin.register
+def validation(data: Data, images_per_class: int | None = None, holdout: float = 0.0) -> Task:
+    """Returns the task of the validation classes: `validation.images_per_class` in a gin file."""
+    return Task(data, "validation", images_per_class, holdout)
 
 
 class Selection(NamedTuple):
@@ -162,6 +169,11 @@ def select(task: Task, index: Index) -> Selection:
     superclasses = index.superclasses[:num_classes] if index.superclasses else None
     split = data.class_split(index.class_names[:num_classes], superclasses)
     splits.check_class_split(split, index.class_names)
+    require(
+        len(getattr(split, task.role)) > 0,
+        f"Data.class_split gives no {task.role} classes; ListedClasses, ListedSuperclasses and "
+        "RandomParts can",
+    )
     classes = np.array(getattr(split, task.role))
 
     trains = index.trains
@@ -200,7 +212,7 @@ def read_index(source: Source, data_dir: str | None) -> Index:
     return source.index(data_dir)
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=3)
 def load(task: Task, data_dir: str | None = None) -> TaskData:
     """Reads and decodes a task's images.
 

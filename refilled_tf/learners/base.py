@@ -7,6 +7,7 @@ from typing import ClassVar, NamedTuple
 import tensorflow as tf
 
 from refilled_tf.models import networks
+from refilled_tf.recipe import Recipe
 
 # The shapes (None, height, width, channels) of features by name.
 Shapes = dict[str, tuple[int | None, ...]]
@@ -23,6 +24,7 @@ class GlobalBatch(NamedTuple):
         teacher_centers: [C, d_T] normalised class centres over the training split, or None.
         epoch: scalar float32, the number of finished epochs.
         adapted: what the objective's adapter makes of the student's features; None without one.
+        head: the objective's head; None without one.
     """
 
     labels: tf.Tensor
@@ -31,6 +33,7 @@ class GlobalBatch(NamedTuple):
     teacher_centers: tf.Tensor | None
     epoch: tf.Tensor
     adapted: dict[str, tf.Tensor] | None = None
+    head: tf.keras.Model | None = None
 
 
 class Objective:
@@ -42,12 +45,15 @@ class Objective:
         classifies: whether the network it trains has a classifier on top of the embedding.
         needs_teacher: whether it looks at a teacher.
         shares_classes: whether the teacher must have learnt the student's very classes.
+        runs_alone: whether the network it trains is of use as it is, and so worth scoring; not
+            where it must first adapt to a task.
         parts: names of the scalars it reports beside the loss.
     """
 
     classifies: ClassVar[bool] = True
     needs_teacher: ClassVar[bool] = False
     shares_classes: ClassVar[bool] = False
+    runs_alone: ClassVar[bool] = True
     parts: ClassVar[tuple[str, ...]] = ()
 
     @property
@@ -78,9 +84,35 @@ class Objective:
         """
         return None
 
+    def head(self, embedding_size: int) -> tf.keras.Model | None:
+        """Builds the layers, trained along and saved beside the network, that go on its embedding.
+
+        Args:
+            embedding_size: d.
+
+        Returns:
+            A network of whatever the objective hands it; None where there is none.
+        """
+        return None
+
+    def check_batches(self, recipe: Recipe, replicas: int) -> None:
+        """Refuses batches that the objective cannot work on.
+
+        Raises:
+            InputError: naming the option.
+        """
+
     def __call__(self, batch: GlobalBatch) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """Returns the scalar loss of the global batch, and its reported parts."""
         raise NotImplementedError(f"{type(self).__name__} must say its loss")
+
+    def loss_of(self, learner: Learner, *data) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """Returns what `__call__` does, of the arguments of `Learner.global_batch`.
+
+        For an objective that needs more than outputs, such as the weights themselves. The mean of
+        what the replicas return must be the loss of the global batch.
+        """
+        return self(learner.global_batch(*data))
 
 
 class Learner(tf.keras.Model):
@@ -120,6 +152,7 @@ class Learner(tf.keras.Model):
         self.objective = objective
         self.teacher = teacher
         self.adapter = None
+        self.head = objective.head(student.output_shape["embedding"][-1])
         self._student = networks.with_features(student, objective.features)
         if teacher is not None:
             teacher.trainable = False
@@ -138,6 +171,12 @@ class Learner(tf.keras.Model):
     def metrics(self) -> list[tf.keras.metrics.Metric]:
         """The running means, which Keras resets at every epoch."""
         return list(self.means.values())
+
+    @property
+    def trained(self) -> dict[str, tf.keras.Model]:
+        """The networks under training, by name: the student and what the objective adds."""
+        networks = {"student": self.student, "adapter": self.adapter, "head": self.head}
+        return {name: network for name, network in networks.items() if network is not None}
 
     def call(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
         """Returns the student's outputs."""
@@ -170,13 +209,15 @@ class Learner(tf.keras.Model):
             features = {name: student[name] for name in self.objective.features}
             adapted = _in_float32(self.adapter(features, training))
         epoch = tf.cast(self.optimizer.iterations // self.steps_per_epoch, tf.float32)
-        return GlobalBatch(_gather(labels), student, teacher, self.teacher_centers, epoch, adapted)
+        return GlobalBatch(
+            _gather(labels), student, teacher, self.teacher_centers, epoch, adapted, self.head
+        )
 
     def train_step(self, data: tuple) -> dict[str, tf.Tensor]:
         """Takes one optimizer step on this replica's share, the arguments of `global_batch`."""
         weights = self.trainable_variables
         with tf.GradientTape() as tape:
-            loss, parts = self.objective(self.global_batch(*data))
+            loss, parts = self.objective.loss_of(self, *data)
             # ½·λ·‖w‖²: tf.nn.l2_loss holds the half.
             penalty = self.weight_decay * tf.add_n(
                 [tf.nn.l2_loss(tf.cast(weight, tf.float32)) for weight in weights]

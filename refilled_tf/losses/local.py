@@ -86,11 +86,38 @@ def local_kl(
         present = _class_counts(labels, num_classes) > 0.0
     classes = tf.where(present)[:, 0]
 
-    teacher_logits = tf.matmul(embeddings, tf.gather(centers, classes), transpose_b=True)
-    log_teacher = tf.nn.log_softmax(teacher_logits / tau_teacher)
-    log_student = tf.nn.log_softmax(tf.gather(student_logits, classes, axis=1) / tau_student)
+    log_teacher = nearest_center_posterior(embeddings, tf.gather(centers, classes), tau_teacher)
+    return posterior_kl(log_teacher, tf.gather(student_logits, classes, axis=1), tau_student)
+
+
+def nearest_center_posterior(embeddings: tf.Tensor, centers: tf.Tensor, tau: float) -> tf.Tensor:
+    """The teacher's side of `local_kl`: log softmax(embedding . centre / tau).
+
+    Args:
+      embeddings: float Tensor [..., B, d].
+      centers: float Tensor [..., C, d], l2-normalised.
+      tau: temperature.
+
+    Returns:
+      float32 Tensor [..., B, C].
+    """
+    return tf.nn.log_softmax(tf.matmul(embeddings, centers, transpose_b=True) / tau)
+
+
+def posterior_kl(log_teacher: tf.Tensor, student_logits: tf.Tensor, tau: float) -> tf.Tensor:
+    """KL(teacher || student), summed over classes and averaged over the batch.
+
+    Args:
+      log_teacher: float32 Tensor [..., B, C] of log-probabilities.
+      student_logits: float32 Tensor [..., B, C].
+      tau: the student's temperature.
+
+    Returns:
+      float32 Tensor [...].
+    """
+    log_student = tf.nn.log_softmax(student_logits / tau)
     divergence = tf.exp(log_teacher) * (log_teacher - log_student)
-    return tf.reduce_mean(tf.reduce_sum(divergence, axis=1))
+    return tf.reduce_mean(tf.reduce_sum(divergence, axis=-1), axis=-1)
 
 
 def decayed_weight(

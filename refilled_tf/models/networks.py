@@ -45,6 +45,23 @@ def classifier(backbone: Backbone, image_size: int, num_classes: int) -> tf.kera
     return tf.keras.Model(images, {"embedding": embedding, "logits": logits}, name="classifier")
 
 
+def with_classifier(network: tf.keras.Model, num_classes: int) -> tf.keras.Model:
+    """Returns a copy of an embedding network, with a top layer of zeros: {"embedding", "logits"}.
+
+    Args:
+        network: images to {"embedding" [B, d]}.
+        num_classes: C.
+    """
+    copy = tf.keras.models.clone_model(network)
+    copy.set_weights(network.get_weights())
+    embedding = copy.output["embedding"]
+    top = tf.keras.layers.Dense(
+        num_classes, kernel_initializer="zeros", name="logits", dtype="float32"
+    )
+    outputs = {"embedding": embedding, "logits": top(embedding)}
+    return tf.keras.Model(copy.input, outputs, name="classifier")
+
+
 def _ends(backbone: Backbone, image_size: int):
     network = backbone.build(image_size)
     # Distances lose their meaning in half precision: the embedding leaves as float32.

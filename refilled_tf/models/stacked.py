@@ -1,0 +1,150 @@
+"""A chain of layers computed for many tasks at once, each task with weights of its own.
+
+Adapting hundreds of small networks one after another leaves a processor waiting between small
+operations. Here the weights of T networks are stacked, [T, …], and one graph computes them all.
+Everything is a product, a sum or a pooling, and differentiable as often as one likes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from refilled_tf.errors import require
+
+Weights = list[tf.Tensor]
+
+
+class Chain:
+    """The layers of networks that follow one another, as a function of stacked weights.
+
+    Attributes:
+        variables: the trainable weights of its layers, in the order in which `__call__` takes
+            their values.
+    """
+
+    def __init__(self, networks: Sequence[tf.keras.Model], first: str | None = None):
+        """Lists the layers.
+
+        Args:
+            networks: one takes what the one before it returns.
+            first: name of the layer with which the chain begins; None begins with the images.
+
+        Raises:
+            InputError: there is no such layer, a layer has several inputs, or is of a kind that
+                is not known here.
+        """
+        layers = [layer for network in networks for layer in _in_order(network)]
+        names = [layer.name for layer in layers]
+        if first is not None:
+            require(first in names, f"the network has no layer {first!r}; it has {names}")
+            layers = layers[names.index(first) :]
+        unknown = [layer for layer in layers if type(layer) not in _LAYERS]
+        require(
+            not unknown,
+            f"layer {unknown[0].name if unknown else ''!r} cannot be stacked; known are "
+            + ", ".join(kind.__name__ for kind in _LAYERS),
+        )
+        self._layers = layers
+        self.variables = [w for layer in layers for w in layer.trainable_weights]
+
+    def stacked(self, tasks: int) -> Weights:
+        """Returns the present value of every variable for so many tasks, [T, …]."""
+        return [tf.repeat(w[tf.newaxis], tasks, axis=0) for w in self.variables]
+
+    def __call__(self, weights: Weights, x: tf.Tensor, batch_statistics: bool = False) -> tf.Tensor:
+        """Computes the chain.
+
+        Args:
+            weights: values of `variables`, [T, …] each.
+            x: [T, N, …], N inputs of every task.
+            batch_statistics: whether batch norm takes mean and variance over a task's N inputs,
+                instead of the running ones, which all tasks share.
+
+        Returns:
+            [T, N, …].
+        """
+        weights = iter(weights)
+        for layer in self._layers:
+            own = [next(weights) for _ in layer.trainable_weights]
+            x = _LAYERS[type(layer)](layer, own, x, batch_statistics)
+        return x
+
+
+def _in_order(network: tf.keras.Model) -> list[tf.keras.layers.Layer]:
+    """Returns the layers of a network in which each has the one before it as its only input."""
+    layers = network.layers
+    for before, layer in itertools.pairwise(layers):
+        require(
+            layer.input is before.output,
+            f"layer {layer.name!r} does not follow {before.name!r} alone: only networks without "
+            "branches can be stacked",
+        )
+    return layers
+
+
+def _convolution(
+    layer: tf.keras.layers.Conv2D, weights: Weights, x: tf.Tensor, _: bool
+) -> tf.Tensor:
+    """Multiplies shifted copies of the input with the kernel, a matrix [h·w·c, o] per task."""
+    (height, width), channels = layer.kernel_size, x.shape[-1]
+    require(
+        layer.strides == (1, 1) and layer.padding == "same" and layer.groups == 1,
+        f"layer {layer.name!r}: only convolutions of stride 1 that pad to the same size can be "
+        "stacked",
+    )
+    pads = [((side - 1) // 2, side // 2) for side in (height, width)]
+    padded = tf.pad(x, ((0, 0), (0, 0), *pads, (0, 0)))
+    rows, columns = x.shape[2:4]
+    shifted = [
+        padded[:, :, i : i + rows, j : j + columns] for i in range(height) for j in range(width)
+    ]
+    patches = tf.reshape(
+        tf.concat(shifted, axis=-1), (-1, x.shape[1] * rows * columns, height * width * channels)
+    )
+    kernel = tf.reshape(weights[0], (-1, height * width * channels, layer.filters))
+    y = tf.reshape(patches @ kernel, (-1, *x.shape[1:4], layer.filters))
+    return y + weights[1][:, tf.newaxis, tf.newaxis, tf.newaxis] if layer.use_bias else y
+
+
+def _dense(layer: tf.keras.layers.Dense, weights: Weights, x: tf.Tensor, _: bool) -> tf.Tensor:
+    y = x @ weights[0]
+    return layer.activation(y + weights[1][:, tf.newaxis] if layer.use_bias else y)
+
+
+def _batch_norm(
+    layer: tf.keras.layers.BatchNormalization,
+    weights: Weights,
+    x: tf.Tensor,
+    batch_statistics: bool,
+) -> tf.Tensor:
+    gamma, beta = (w[:, tf.newaxis, tf.newaxis, tf.newaxis] for w in weights)
+    if batch_statistics:
+        mean, variance = tf.nn.moments(x, axes=(1, 2, 3), keepdims=True)
+    else:
+        mean, variance = layer.moving_mean, layer.moving_variance
+    return (x - mean) * (gamma * tf.math.rsqrt(variance + layer.epsilon)) + beta
+
+
+def _without_weights(
+    layer: tf.keras.layers.Layer, weights: Weights, x: tf.Tensor, _: bool
+) -> tf.Tensor:
+    y = layer(tf.reshape(x, (-1, *x.shape[2:])))
+    return tf.reshape(y, (-1, x.shape[1], *y.shape[1:]))
+
+
+_LAYERS = {
+    tf.keras.layers.InputLayer: _without_weights,
+    tf.keras.layers.Rescaling: _without_weights,
+    tf.keras.layers.Activation: _without_weights,
+    tf.keras.layers.ReLU: _without_weights,
+    tf.keras.layers.MaxPooling2D: _without_weights,
+    tf.keras.layers.GlobalMaxPooling2D: _without_weights,
+    tf.keras.layers.GlobalAveragePooling2D: _without_weights,
+    tf.keras.layers.Flatten: _without_weights,
+    tf.keras.layers.Conv2D: _convolution,
+    tf.keras.layers.Dense: _dense,
+    tf.keras.layers.BatchNormalization: _batch_norm,
+}

@@ -1,0 +1,117 @@
+"""Chains with stacked weights against the Keras networks they are made of, one task at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from reference import randomise
+
+from refilled_tf.errors import InputError
+from refilled_tf.models.convnet import ConvNet
+from refilled_tf.models.networks import embedding_network, with_classifier
+from refilled_tf.models.stacked import Chain
+from refilled_tf.models.wide_resnet import WideResNet
+
+TASKS, IMAGES, WAYS = 3, 4, 5
+RANDOM = np.random.default_rng(0)
+INPUTS = RANDOM.uniform(0, 255, (TASKS, IMAGES, 16, 16, 3)).astype(np.float32)
+
+
+def _network(pooling="max"):
+    """A classifier none of whose weights has its first value."""
+    network = with_classifier(embedding_network(ConvNet(channels=8, pooling=pooling), 16), WAYS)
+    randomise(network)
+    top = network.get_layer("logits")
+    top.set_weights([RANDOM.normal(size=w.shape) for w in top.get_weights()])
+    return network
+
+
+def _different(chain):
+    """Stacked weights, other ones for every task."""
+    return [w * RANDOM.uniform(0.5, 1.5, w.shape).astype(np.float32) for w in chain.stacked(TASKS)]
+
+
+@pytest.mark.parametrize("pooling", ["max", "flatten"])
+@pytest.mark.parametrize("batch_statistics", [False, True])
+def test_each_task_is_the_network_with_the_tasks_weights(pooling, batch_statistics):
+    network = _network(pooling)
+    chain = Chain([network])
+    weights = _different(chain)
+    logits = chain(weights, tf.constant(INPUTS), batch_statistics)
+    for task in range(TASKS):
+        for variable, stacked in zip(chain.variables, weights, strict=True):
+            variable.assign(stacked[task])
+        # Keras's training mode takes a batch's statistics too.
+        wanted = network(INPUTS[task], training=batch_statistics)["logits"]
+        if batch_statistics:
+            randomise(network)  # its running ones have moved
+        np.testing.assert_allclose(logits[task], wanted, rtol=1e-4, atol=1e-4)
+        assert np.std(wanted) > 0.1
+
+
+def test_gradients_are_those_of_the_networks():
+    network = _network()
+    chain = Chain([network])
+    weights = _different(chain)
+    with tf.GradientTape() as tape:
+        tape.watch(weights)
+        loss = tf.reduce_sum(tf.sin(chain(weights, tf.constant(INPUTS))))
+    stacked = tape.gradient(loss, weights)
+    for task in range(TASKS):
+        for variable, own in zip(chain.variables, weights, strict=True):
+            variable.assign(own[task])
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.sin(network(INPUTS[task], training=False)["logits"]))
+        for ours, theirs in zip(stacked, tape.gradient(loss, chain.variables), strict=True):
+            tolerance = 1e-4 * float(tf.reduce_max(tf.abs(theirs))) + 1e-6
+            np.testing.assert_allclose(ours[task], theirs, rtol=0, atol=tolerance)
+
+
+def test_chain_from_a_layer_on_takes_what_comes_to_that_layer():
+    network = _network()
+    below = tf.keras.Model(network.input, network.get_layer("block3_conv").input)
+    chain = Chain([network], "block3_conv")
+    assert [w.name.split("/")[0] for w in chain.variables] == [
+        *("block3_conv", "block3_conv", "block3_norm", "block3_norm"),
+        *("block4_conv", "block4_conv", "block4_norm", "block4_norm"),
+        *("logits", "logits"),
+    ]
+    inputs = tf.stack([below(images) for images in INPUTS])
+    wanted = [network(images)["logits"] for images in INPUTS]
+    logits = chain(chain.stacked(TASKS), inputs)
+    np.testing.assert_allclose(logits, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_networks_follow_one_another():
+    body = embedding_network(ConvNet(channels=8), 16)
+    head = tf.keras.Sequential([tf.keras.Input((8,)), tf.keras.layers.Dense(2, name="head")])
+    chain = Chain([body, head])
+    wanted = [head(body(images)["embedding"]) for images in INPUTS]
+    logits = chain(chain.stacked(TASKS), tf.constant(INPUTS))
+    np.testing.assert_allclose(logits, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_unknown_first_layer_is_named():
+    with pytest.raises(InputError, match=r"no layer 'block9_conv'.*block4_conv"):
+        Chain([_network()], "block9_conv")
+
+
+def test_networks_with_branches_are_refused():
+    with pytest.raises(InputError, match="without branches"):
+        Chain([embedding_network(WideResNet(10, 1), 16)])
+
+
+def test_layers_that_cannot_be_stacked_are_named():
+    network = tf.keras.Sequential(
+        [tf.keras.Input((8, 8, 3)), tf.keras.layers.DepthwiseConv2D(3, name="depthwise")]
+    )
+    with pytest.raises(InputError, match=r"'depthwise'.*Conv2D"):
+        Chain([network])
+
+
+def test_convolutions_with_strides_are_refused():
+    layers = [tf.keras.Input((8, 8, 3)), tf.keras.layers.Conv2D(4, 3, 2, name="strided")]
+    chain = Chain([tf.keras.Sequential(layers)])
+    with pytest.raises(InputError, match=r"'strided'.*stride 1"):
+        chain(chain.stacked(1), tf.zeros((1, 2, 8, 8, 3)))
