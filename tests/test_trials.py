@@ -158,7 +158,7 @@ def test_row_of_other_settings_is_refused(spec, outcome):
     ("params", "culprit"),
     [
         (["trials.shots = (200,)"], r"class '\d' has \d+ images.*shots=200"),
-        (["Episodes.ways = 4", "Experiment.rows = [@svm/trials()]"], r"Episodes\.ways=4 exceeds the 3 classes"),
+        (["Episodes.ways = 4", "Experiment.rows = [@svm/trials()]"], r"Episodes\.ways=4 exceeds the 3"),
         (["RandomParts.validation = 0"], r"validation"),
         (["meta/Recipe.batch_size = 20"], r"Recipe\.batch_size=20"),
     ],

@@ -117,13 +117,14 @@ def _read(path) -> list[tuple[str, str]]:
     lines = csv.DictReader(path.read_text(encoding="utf-8").splitlines())
     if not {"filename", "label"} <= set(lines.fieldnames or ()):
         raise ValueError(f"{path} must begin with the line filename,label")
-    rows = [(line["filename"], line["label"]) for line in lines]
+    rows = []
+    for line in lines:
+        if line["label"] not in CLASSES:
+            raise ValueError(
+                f"{path}, line {lines.line_num}: {line['label']!r} is not one of miniImageNet's "
+                f"100 classes, which are WordNet ids, such as {CLASSES[0]}"
+            )
+        rows.append((line["filename"], line["label"]))
     if not rows:
         raise ValueError(f"{path} lists no images")
-    for number, (_, label) in enumerate(rows, 2):
-        if label not in CLASSES:
-            raise ValueError(
-                f"{path}, line {number}: {label!r} is not one of miniImageNet's 100 classes, "
-                f"which are WordNet ids, such as {CLASSES[0]}"
-            )
     return rows

@@ -31,7 +31,7 @@ class ConvNet:
 
     def __post_init__(self):
         require(
-            self.channels >= 1 and self.channels % 1 == 0,
+            isinstance(self.channels, int) and self.channels >= 1,
             f"ConvNet.channels={self.channels} must be a whole number from 1 on, such as 64",
         )
         require(

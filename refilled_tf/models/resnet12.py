@@ -1,4 +1,4 @@
-"""ResNet-12, the residual network of few-shot learning (Oreshkin et al., 2018; Lee et al., 2019)."""
+"""ResNet-12, the residual network of few-shot learning (Lee et al., 2019)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class ResNet12:
 
     Attributes:
         widths: channels of each block.
-        dropout: share that training drops behind every block, of single units behind the first
-            two and of whole blocks of a channel (DropBlock) behind the last two; 0 drops nothing.
-            It is constant, where published runs let DropBlock's grow over 40,000 steps.
-        drop_block: side of those blocks. Published runs have 5 for images of 84×84 and 2 for
-            32×32.
+        dropout: share that training drops behind each block: single units behind the first two,
+            squares of a channel (DropBlock) behind the last two; 0 drops nothing. It is constant,
+            whereas the published code lets that of the squares grow over 40,000 steps.
+        drop_block: side of those squares; one that does not fit drops the whole channel. The
+            published code takes 5 for images of 84×84 and 2 for 32×32.
         batch_norm_momentum: as in `MobileNet`.
     """
 
@@ -45,7 +45,7 @@ class ResNet12:
             f"ResNet12.dropout={self.dropout} must lie in [0, 1), such as 0.1",
         )
         require(
-            self.drop_block >= 1 and self.drop_block % 1 == 0,
+            isinstance(self.drop_block, int) and self.drop_block >= 1,
             f"ResNet12.drop_block={self.drop_block} must be a whole number from 1 on, such as 5",
         )
 
@@ -54,9 +54,9 @@ class ResNet12:
 
         Its features "f1", "f2" and "f3" are at strides 1, 2 and 4, before pooling and dropout.
 
-        What training drops comes from `tf.keras.utils.set_random_seed`, and where it has got to
-        from checkpoints of the network. Copies by `clone_model` and loaded files have a random
-        state of their own, which checkpoints leave out.
+        What training drops is a function of `tf.keras.utils.set_random_seed`, and goes on where
+        it was when a checkpoint of the network is restored. That does not hold for networks from
+        `clone_model` and from saved files: they drop, but their checkpoints do not know what.
 
         Args:
             image_size: side of the input in pixels, at least 16.
@@ -100,42 +100,38 @@ def _leaky_relu(x: tf.Tensor, name: str) -> tf.Tensor:
 
 
 def _drop_block(x: tf.Tensor, rate: float, size: int, name: str) -> tf.Tensor:
-    """Drops blocks of each channel, and scales what stays by the inverse of its share.
+    """Drops squares of each channel, and divides what stays by its share (Ghiasi et al., 2018).
 
-    KerasCV's layer draws its mask while a `tf.function` is traced: every step would drop the
-    same. It would also make saved networks need KerasCV, where this needs Keras alone.
+    KerasCV's layer draws a mask when a `tf.function` is traced and keeps it in every step.
 
     Args:
         x: [B, h, h, c].
-        rate: expected share of units that are dropped, where no blocks overlap.
-        size: side of a block; capped at h, since larger ones have no place.
-        name: of the layer, or the start of the layers' names.
+        rate: share of the units to drop, as if no squares overlapped.
+        size: side of a square.
+        name: of the layer, or what the layers' names start with.
 
     Returns:
-        [B, h, h, c]; in inference mode, `x`.
+        [B, h, h, c]; just `x` in inference mode.
     """
     side = x.shape[1]
     if size >= side:
+        # A larger square has no place in the channel: the rate below would divide by zero.
         return _dropout(tf.keras.layers.SpatialDropout2D, rate, name)(x)
     margin = size - 1
-    # Each of the (h - margin)² places of a block starts one with the same probability.
-    ones = tf.ones_like(x[:, margin:, margin:], tf.float32)
-    start_rate = rate * (side / (size * (side - margin))) ** 2
-    none_starts = _dropout(tf.keras.layers.Dropout, start_rate, f"{name}_starts", dtype="float32")(
-        ones
-    )
-    # Dropout has scaled it in training mode, which its sign undoes.
-    starts = tf.keras.layers.ZeroPadding2D(margin, name=f"{name}_pad", dtype="float32")(
-        1.0 - tf.sign(none_starts)
-    )
-    dropped = tf.keras.layers.MaxPooling2D(size, 1, name=f"{name}_grow", dtype="float32")(starts)
-    kept = 1.0 - dropped
+    corners = tf.ones_like(x[:, margin:, margin:], tf.float32)
+    corner_rate = rate * (side / (size * (side - margin))) ** 2
+    drop = _dropout(tf.keras.layers.Dropout, corner_rate, f"{name}_corners", dtype="float32")
+    # The corners that stay are 1 in inference mode and more in training mode.
+    dropped = 1.0 - tf.sign(drop(corners))
+    dropped = tf.keras.layers.ZeroPadding2D(margin, name=f"{name}_pad", dtype="float32")(dropped)
+    grow = tf.keras.layers.MaxPooling2D(size, 1, name=f"{name}_squares", dtype="float32")
+    kept = 1.0 - grow(dropped)
     return x * tf.cast(kept / tf.reduce_mean(kept), x.dtype)
 
 
 def _dropout(kind: type, rate: float, name: str, **options) -> tf.keras.layers.Layer:
     """Returns a dropout layer whose random state is part of the network's checkpoints."""
     layer = kind(rate, rng_type="stateful", name=name, **options)
-    # Keras itself keeps it out, so that a resumed run would drop the same as in its first steps.
+    # Keras keeps it out of them: a resumed run would drop what its first steps have dropped.
     layer.random_state = layer._random_generator
     return layer

@@ -1,8 +1,8 @@
 """A chain of layers computed for many tasks at once, each task with weights of its own.
 
 Adapting hundreds of small networks one after another leaves a processor waiting between small
-operations. Here the weights of T networks are stacked, [T, …], and one graph computes them all.
-Everything is a product, a sum or a pooling, and differentiable as often as one likes.
+operations. Here the weights of T networks are stacked, [T, …], and one graph computes them all,
+differentiably as often as one likes.
 """
 
 from __future__ import annotations
@@ -66,6 +66,19 @@ class Chain:
         Returns:
             [T, N, …].
         """
+
+        def one(task):
+            return self._one_task(*task, batch_statistics)
+
+        # Vectorised, products become batched ones, but convolutions loops: those are better off
+        # as T branches of the graph. (A grouped convolution has no gradient on a CPU.)
+        if any(isinstance(layer, tf.keras.layers.Conv2D) for layer in self._layers):
+            tasks = zip(zip(*map(tf.unstack, weights), strict=True), tf.unstack(x), strict=True)
+            return tf.stack([one(task) for task in tasks])
+        return tf.vectorized_map(one, (weights, x))
+
+    def _one_task(self, weights: Weights, x: tf.Tensor, batch_statistics: bool) -> tf.Tensor:
+        """Computes the chain for one task: x [N, …]."""
         weights = iter(weights)
         for layer in self._layers:
             own = [next(weights) for _ in layer.trainable_weights]
@@ -88,30 +101,13 @@ def _in_order(network: tf.keras.Model) -> list[tf.keras.layers.Layer]:
 def _convolution(
     layer: tf.keras.layers.Conv2D, weights: Weights, x: tf.Tensor, _: bool
 ) -> tf.Tensor:
-    """Multiplies shifted copies of the input with the kernel, a matrix [h·w·c, o] per task."""
-    (height, width), channels = layer.kernel_size, x.shape[-1]
-    require(
-        layer.strides == (1, 1) and layer.padding == "same" and layer.groups == 1,
-        f"layer {layer.name!r}: only convolutions of stride 1 that pad to the same size can be "
-        "stacked",
-    )
-    pads = [((side - 1) // 2, side // 2) for side in (height, width)]
-    padded = tf.pad(x, ((0, 0), (0, 0), *pads, (0, 0)))
-    rows, columns = x.shape[2:4]
-    shifted = [
-        padded[:, :, i : i + rows, j : j + columns] for i in range(height) for j in range(width)
-    ]
-    patches = tf.reshape(
-        tf.concat(shifted, axis=-1), (-1, x.shape[1] * rows * columns, height * width * channels)
-    )
-    kernel = tf.reshape(weights[0], (-1, height * width * channels, layer.filters))
-    y = tf.reshape(patches @ kernel, (-1, *x.shape[1:4], layer.filters))
-    return y + weights[1][:, tf.newaxis, tf.newaxis, tf.newaxis] if layer.use_bias else y
+    y = tf.nn.conv2d(x, weights[0], layer.strides, layer.padding.upper())
+    return y + weights[1] if layer.use_bias else y
 
 
 def _dense(layer: tf.keras.layers.Dense, weights: Weights, x: tf.Tensor, _: bool) -> tf.Tensor:
     y = x @ weights[0]
-    return layer.activation(y + weights[1][:, tf.newaxis] if layer.use_bias else y)
+    return layer.activation(y + weights[1] if layer.use_bias else y)
 
 
 def _batch_norm(
@@ -120,19 +116,26 @@ def _batch_norm(
     x: tf.Tensor,
     batch_statistics: bool,
 ) -> tf.Tensor:
-    gamma, beta = (w[:, tf.newaxis, tf.newaxis, tf.newaxis] for w in weights)
     if batch_statistics:
-        mean, variance = tf.nn.moments(x, axes=(1, 2, 3), keepdims=True)
-    else:
-        mean, variance = layer.moving_mean, layer.moving_variance
-    return (x - mean) * (gamma * tf.math.rsqrt(variance + layer.epsilon)) + beta
+        # In sums and products: the fused operation's gradient has a wrong gradient of its own.
+        mean, variance = tf.nn.moments(x, axes=(0, 1, 2))
+        scale = weights[0] * tf.math.rsqrt(variance + layer.epsilon)
+        return x * scale + (weights[1] - mean * scale)
+    y, *_ = tf.compat.v1.nn.fused_batch_norm(
+        x,
+        *weights,
+        layer.moving_mean,
+        layer.moving_variance,
+        layer.epsilon,
+        is_training=False,
+    )
+    return y
 
 
 def _without_weights(
     layer: tf.keras.layers.Layer, weights: Weights, x: tf.Tensor, _: bool
 ) -> tf.Tensor:
-    y = layer(tf.reshape(x, (-1, *x.shape[2:])))
-    return tf.reshape(y, (-1, x.shape[1], *y.shape[1:]))
+    return layer(x)
 
 
 _LAYERS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 
 import numpy as np
@@ -204,6 +205,31 @@ def test_cifar100_is_read_as_tfds_reads_it(cifar100, cifar100_index):
         assert cifar100_index.class_names[label] == name
         assert cifar100_index.superclasses[label] == int(example["coarse_label"])
         assert not cifar100_index.trains[rows[key]]
+
+
+def test_only_the_splits_asked_for_are_read(cifar100):
+    source = dataclasses.replace(cifar100, splits=["test"])  # a list, as from a gin file
+    index = source.index(None)
+    assert len(index.keys) == 10000
+    assert not index.trains.any()
+    _, readable = source.images([index.keys[7], "no such key"], 32, None)
+    assert list(readable) == [True, False]
+    # An image of the training split is not looked for.
+    assert not source.images(["train_00016399"], 32, None)[1].any()
+
+
+def test_missing_split_is_named(cifar100):
+    source = dataclasses.replace(cifar100, splits=("test", "validation"))
+    match = r"TfdsSource\.splits: cifar100 has no split 'validation'; it has test, train"
+    for ask in (lambda: source.index(None), lambda: source.images(["x"], 32, None)):
+        with pytest.raises(InputError, match=match):
+            ask()
+
+
+@pytest.mark.parametrize("splits", ["train", (), ("train", "train")])
+def test_splits_are_a_list_without_repetition(splits):
+    with pytest.raises(InputError, match=r"TfdsSource\.splits=.*\['train', 'test'\]"):
+        TfdsSource(name="cifar100", splits=splits)
 
 
 def test_key_that_repeats_is_refused(cifar100):

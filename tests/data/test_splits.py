@@ -28,6 +28,7 @@ LABELS = np.repeat(np.arange(200), CUB_COUNTS)
 KEYS = np.array([f"{c}_{i}" for c, n in enumerate(CUB_COUNTS) for i in range(n)])
 EASY_FIRST = (0, 1, 2, 5, 6, 8, 10, 13, 16, 17)
 EASY_HASH = "ac0a72d1e858aa85"
+PARTS_HASH = "4b0c94c2ae9a14dd"
 TRAINING_FIRST = ["0_0", "0_1", "0_3", "0_4", "0_7", "0_8"]
 TRAINING_HASH = "a408f6bb02cd2e15"
 
@@ -79,6 +80,45 @@ def test_easy_split_never_changes():
     assert _hash(split.teacher) == EASY_HASH
 
 
+def test_random_parts_are_disjoint_and_of_their_sizes():
+    split = splits.RandomParts(100, 50, 50, seed=3)(NAMES)
+    parts = (split.teacher, split.student, split.validation)
+    assert [len(part) for part in parts] == [100, 50, 50]
+    assert sorted(sum(parts, ())) == list(range(200))
+    assert all(list(part) == sorted(part) for part in parts)
+    splits.check_class_split(split, NAMES)
+    assert split == splits.RandomParts(100, 50, 50, seed=3)(NAMES)
+    assert split != splits.RandomParts(100, 50, 50, seed=4)(NAMES)
+    # By chance alone, each part has as much of the first hundred as of the last: here 25 ± 3.1.
+    assert 12 < sum(c < 100 for c in split.validation) < 38
+
+
+def test_random_parts_may_leave_classes_out():
+    split = splits.RandomParts(4, 3, 2)(NAMES[:20])
+    assert len({*split.teacher, *split.student, *split.validation}) == 9
+    assert splits.RandomParts(4, 3, 0)(NAMES[:7]).validation == ()
+
+
+def test_random_parts_never_change():
+    """Pinned on first writing, as the easy split is."""
+    split = splits.RandomParts(100, 50, 50)(NAMES)
+    assert _hash(split.teacher + split.student + split.validation) == PARTS_HASH
+
+
+def test_random_parts_beyond_the_data_are_named():
+    with pytest.raises(InputError) as caught:
+        splits.RandomParts(100, 50, 51)(NAMES)
+    assert str(caught.value) == (
+        "RandomParts.teacher=100, RandomParts.student=50 and RandomParts.validation=51 are 201 "
+        "classes, but the dataset has 200"
+    )
+
+
+def test_random_parts_are_not_negative():
+    with pytest.raises(InputError, match=r"RandomParts\.validation=-1 must not be negative"):
+        splits.RandomParts(100, 50, -1)
+
+
 def test_superclass_halves_share_no_superclass():
     superclasses = tuple(c % 20 for c in range(100))
     split = splits.SuperclassHalves(seed=1)(NAMES[:100], superclasses)
@@ -106,14 +146,37 @@ def test_superclass_halves_need_superclasses():
         splits.SuperclassHalves()(NAMES, None)
 
 
+def test_listed_superclasses_bring_all_their_classes():
+    listed = splits.ListedSuperclasses(teacher=[7, 0], student=[3], validation=[1])
+    split = listed(NAMES[:7], (3, 0, 7, 7, 1, 3, 5))  # nobody has the 5
+    assert split == splits.ClassSplit((1, 2, 3), (0, 5), (4,))
+
+
+def test_listed_superclasses_need_superclasses():
+    with pytest.raises(InputError, match=r"ListedSuperclasses.*TfdsSource\.superclass"):
+        splits.ListedSuperclasses((0,), (1,))(NAMES, None)
+
+
+@pytest.mark.parametrize("role", ["teacher", "student", "validation"])
+def test_listed_superclass_that_does_not_exist_is_named(role):
+    listed = splits.ListedSuperclasses(**{"teacher": (0,), "student": (1,), role: (1, 20)})
+    with pytest.raises(InputError, match=r"ListedSuperclasses names \[20\].*are 0, 1, 4"):
+        listed(NAMES[:4], (0, 1, 1, 4))
+
+
 def test_listed_classes_are_looked_up_by_name():
     listed = splits.ListedClasses(teacher=["d", "a"], student=["c", "b"])
     assert listed(("a", "b", "c", "d")) == splits.ClassSplit((0, 3), (1, 2))
+    listed = splits.ListedClasses(["d", "a"], ["c", "b"], validation=["f", "e"])
+    assert listed(tuple("abcdef")) == splits.ClassSplit((0, 3), (1, 2), (4, 5))
 
 
 def test_listed_class_that_does_not_exist_is_named():
     listed = splits.ListedClasses(teacher=("a", "crow"), student=("b", "c"))
     with pytest.raises(InputError, match=r"'crow'.*a, b, c"):
+        listed(("a", "b", "c"))
+    listed = splits.ListedClasses(teacher=("a", "b"), student=("b", "c"), validation=("rook",))
+    with pytest.raises(InputError, match=r"'rook'.*a, b, c"):
         listed(("a", "b", "c"))
 
 
@@ -121,6 +184,22 @@ def test_overlap_is_refused_by_name():
     split = splits.ListedClasses(("a", "b"), ("b", "c"))(("a", "b", "c"))
     with pytest.raises(InputError, match="both have b;"):
         splits.check_class_split(split, ("a", "b", "c"))
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "role"),
+    [((0, 1), (2, 3), "student"), ((2, 3), (0, 1), "teacher"), ((2, 3), (2, 3), "teacher")],
+)
+def test_validation_classes_are_nobody_elses(teacher, student, role):
+    split = splits.ClassSplit(teacher, student, validation=(3, 4))
+    with pytest.raises(InputError, match=f"validation and {role} both have d;"):
+        splits.check_class_split(split, "abcde")
+
+
+def test_single_validation_class_is_no_task():
+    with pytest.raises(InputError, match="the validation 1 class"):
+        splits.check_class_split(splits.ClassSplit((0, 1), (2, 3), (4,)), "abcde")
+    splits.check_class_split(splits.ClassSplit((0, 1), (2, 3)), "abcde")  # none is none
 
 
 @pytest.mark.parametrize(

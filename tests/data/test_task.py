@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import shutil
 
+import gin
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from refilled_tf import config
 from refilled_tf.data.sources import Digits, Index, TfdsSource
 from refilled_tf.data.splits import AlphabeticalHalves, ListedClasses, RandomHalves
-from refilled_tf.data.task import Data, Task, load, select, student, teacher
+from refilled_tf.data.task import Data, Task, load, select, student, teacher, validation
 from refilled_tf.errors import InputError
 
 DIGITS = Data(
@@ -113,6 +115,22 @@ def _refused(match, index, role="student", count=None, holdout=0.0, **options):
 def test_overlapping_classes_are_named():
     overlap = ListedClasses(("a", "b"), ("b", "c"))
     _refused("both have b", _index(), class_split=overlap)
+
+
+def test_validation_takes_classes_of_its_own():
+    index = _index((30,) * 6)
+    listed = ListedClasses(("a", "b"), ("c", "d"), validation=("f", "e"))
+    task = validation(dataclasses.replace(DIGITS, class_split=listed), images_per_class=5)
+    selection = select(task, index)
+    assert selection.class_names == ("e", "f")
+    # Five of .7·30 = 21 train, 9 are test images.
+    np.testing.assert_array_equal(np.bincount(index.labels[selection.train])[4:], [5, 5])
+    np.testing.assert_array_equal(np.bincount(index.labels[selection.test])[4:], [9, 9])
+
+
+def test_role_without_classes_is_named():
+    match = r"Data\.class_split gives no validation classes; ListedClasses, "
+    _refused(match, _index(), role="validation", class_split=RandomHalves())
 
 
 def test_class_without_test_images_is_named():
@@ -225,6 +243,64 @@ def test_cifar100_task_keeps_the_datasets_split(cifar100, cifar100_index):
         assert not cifar100_index.trains[selection.test].any()
 
 
+def _gin_data(name):
+    """Returns the data that a gin file describes."""
+    gin.clear_config()
+    gin.parse_config_file(str(config.GIN_FOLDER / "data" / name))
+    data = gin.get_configurable(Data)()
+    gin.clear_config()
+    return data
+
+
+def _few_shot(name, index):
+    """Selects each role's part, and returns its classes."""
+    data = _gin_data(name)
+    parts = [select(make(data), index) for make in (teacher, validation, student)]
+    classes = [set(part.class_names) for part in parts]
+    assert len(set.union(*classes)) == sum(map(len, classes))  # they share none
+    return data, parts, classes
+
+
+def test_cifar_fs_is_its_authors(cifar100, cifar100_index):
+    """64, 16 and 20 classes (Bertinetto et al., 2019, section 4.1), 600 images each."""
+    data, parts, classes = _few_shot("cifar_fs.gin", cifar100_index)
+    assert data.source == cifar100
+    assert (data.image_size, data.load_size, data.pad) == (32, 32, 4)
+    assert [len(each) for each in classes] == [64, 16, 20]
+    assert set.union(*classes) == set(cifar100_index.class_names)
+    # The first and last of each list of theirs.
+    for each, members in zip(
+        classes, [("apple", "wolf"), ("beaver", "tractor"), ("baby", "worm")], strict=True
+    ):
+        assert each.issuperset(members)
+    for part in parts:
+        rows = np.concatenate([part.train, part.test])
+        np.testing.assert_array_equal(
+            np.bincount(cifar100_index.labels[rows])[part.classes], np.full(len(part.classes), 600)
+        )
+
+
+def test_fc100_is_its_authors(cifar100, cifar100_index):
+    """12, 4 and 4 superclasses of 5 classes (Oreshkin et al., 2018, supplement)."""
+    data, parts, classes = _few_shot("fc100.gin", cifar100_index)
+    assert data.source == cifar100
+    assert [len(each) for each in classes] == [60, 20, 20]
+    superclasses = [{cifar100_index.superclasses[c] for c in part.classes} for part in parts]
+    assert [len(each) for each in superclasses] == [12, 4, 4]
+    # Known members: of "people" and "aquatic mammals", which are UNSEEN, and of "fish" and
+    # "large carnivores".
+    assert classes[2] >= {"baby", "boy", "girl", "man", "woman", "beaver", "dolphin", "whale"}
+    assert classes[0].issuperset({"shark", "trout"})
+    assert classes[1].issuperset({"bear", "wolf"})
+
+
+def test_cub_for_few_shot_learning(cub, cub_index):
+    data, _, classes = _few_shot("cub_fs.gin", cub_index)
+    assert data.source == cub
+    assert (data.image_size, data.load_size) == (84, 92)
+    assert [len(each) for each in classes] == [100, 50, 50]
+
+
 # --- a folder of one's own ------------------------------------------------------------------
 
 COLORS = {"chêne": (200, 10, 10), "elm": (10, 200, 10), "fir": (10, 10, 200), "oak": (99,) * 3}
@@ -245,9 +321,8 @@ def folder(tmp_path):
 
 def _folder_data(folder, **options):
     return Data(
-        source=TfdsSource(folder=str(folder)),
         class_split=ListedClasses(("elm", "oak"), ("chêne", "fir")),
-        **{"image_size": 8, "load_size": 8, **options},
+        **{"source": TfdsSource(folder=str(folder)), "image_size": 8, "load_size": 8, **options},
     )
 
 
@@ -305,6 +380,18 @@ def test_corrupt_images_can_be_left_out(folder, caplog):
             name = key.split("/")[1]
             assert data.class_names[label] == name
             assert np.abs(image.astype(int) - COLORS[name]).max() <= 3
+
+
+def test_folder_may_have_other_splits(folder):
+    source = TfdsSource(folder=str(folder), splits=("test",))
+    data = load(student(_folder_data(folder, source=source, train_fraction=0.5)))
+    # Half of the two test images of a class.
+    assert {key.split("/")[0] for key in (*data.train.keys, *data.test.keys)} == {"test"}
+    assert (len(data.train.keys), len(data.test.keys)) == (2, 2)
+
+    source = TfdsSource(folder=str(folder), splits=("train", "extra"))
+    with pytest.raises(InputError, match=r"train/CLASS/\*\.jpg and extra/CLASS/\*\.jpg"):
+        load(student(_folder_data(folder, source=source)))
 
 
 def test_folder_without_splits_is_refused(tmp_path):

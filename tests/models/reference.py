@@ -1,4 +1,4 @@
-"""What residual networks are held to: their layers in NumPy, in double precision."""
+"""What networks of convolutions are held to: their layers in NumPy, in double precision."""
 
 from __future__ import annotations
 
@@ -18,17 +18,20 @@ def assert_batch_norms(network: tf.keras.Model, count: int, momentum: float) -> 
 
 
 def randomise(network: tf.keras.Model) -> None:
-    """Gives batch norm's weights and statistics, which start as 0 and 1, other values."""
+    """Gives other values to what starts as 0 and 1: batch norms, and biases of convolutions."""
     random = np.random.default_rng(0)
     for norm in batch_norms(network):
         ranges = ((0.5, 1.5), (-0.5, 0.5), (-0.5, 0.5), (0.5, 2.0))
         size = norm.gamma.shape[0]
         norm.set_weights([random.uniform(*limits, size) for limits in ranges])
+    for layer in network.layers:
+        if isinstance(layer, tf.keras.layers.Conv2D) and layer.use_bias:
+            layer.bias.assign(random.uniform(-0.5, 0.5, layer.bias.shape))
 
 
 def convolve(network: tf.keras.Model, name: str, x: np.ndarray, stride: int) -> np.ndarray:
     """Pads both sides by half the kernel and sums over its taps, as Torch's Conv2d does."""
-    (kernel,) = network.get_layer(name).get_weights()
+    kernel, *bias = network.get_layer(name).get_weights()
     size, margin = kernel.shape[0], kernel.shape[0] // 2
     x = np.pad(x.astype(np.float64), ((0, 0), (margin, margin), (margin, margin), (0, 0)))
     height, width = ((side - size) // stride + 1 for side in x.shape[1:3])
@@ -37,7 +40,7 @@ def convolve(network: tf.keras.Model, name: str, x: np.ndarray, stride: int) -> 
         for i in range(size)
         for j in range(size)
     ]
-    return np.sum([tap[:, :height, :width] for tap in taps], axis=0)
+    return np.sum([tap[:, :height, :width] for tap in taps], axis=0) + sum(bias)
 
 
 def normalise(network: tf.keras.Model, name: str, x: np.ndarray) -> np.ndarray:
@@ -48,6 +51,13 @@ def normalise(network: tf.keras.Model, name: str, x: np.ndarray) -> np.ndarray:
 
 def relu(x: np.ndarray) -> np.ndarray:
     return np.maximum(x, 0)
+
+
+def max_pool(x: np.ndarray) -> np.ndarray:
+    """Takes the maximum of every 2×2; leaves out the last row or column of odd sides."""
+    height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
+    corners = [x[:, i:height:2, j:width:2] for i in (0, 1) for j in (0, 1)]
+    return np.max(corners, axis=0)
 
 
 def assert_same_outputs(network: tf.keras.Model, images: np.ndarray, wanted: dict) -> None:

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from refilled_tf.errors import InputError
+from refilled_tf.models.convnet import ConvNet
 from refilled_tf.models.mobilenet import MobileNet
 from refilled_tf.models.networks import (
     classifier,
@@ -18,6 +19,7 @@ from refilled_tf.models.networks import (
     with_features,
 )
 from refilled_tf.models.resnet import CifarResNet
+from refilled_tf.models.resnet12 import ResNet12
 from refilled_tf.models.wide_resnet import WideResNet
 
 # Without momentum one training step sets all of batch norm's statistics.
@@ -27,6 +29,8 @@ BACKBONES = (
     SMALL,
     MobileNet(width=0.25, batch_norm_momentum=0.0),
     CifarResNet(8, batch_norm_momentum=0.0),
+    ConvNet(channels=8, batch_norm_momentum=0.0),
+    ResNet12((8, 8, 8, 8), drop_block=2, batch_norm_momentum=0.0),
 )
 IMAGES = np.random.default_rng(0).uniform(0, 255, (5, 32, 32, 3)).astype(np.float32)
 

@@ -110,8 +110,15 @@ def test_layers_that_cannot_be_stacked_are_named():
         Chain([network])
 
 
-def test_convolutions_with_strides_are_refused():
-    layers = [tf.keras.Input((8, 8, 3)), tf.keras.layers.Conv2D(4, 3, 2, name="strided")]
-    chain = Chain([tf.keras.Sequential(layers)])
-    with pytest.raises(InputError, match=r"'strided'.*stride 1"):
-        chain(chain.stacked(1), tf.zeros((1, 2, 8, 8, 3)))
+def test_strides_and_paddings_are_the_layers():
+    layers = [
+        tf.keras.Input((9, 9, 3)),
+        tf.keras.layers.Conv2D(4, 3, 2, "valid"),
+        tf.keras.layers.Conv2D(5, 2, 2, "same", use_bias=False),
+        tf.keras.layers.GlobalAveragePooling2D(),
+    ]
+    network = tf.keras.Sequential(layers)
+    chain = Chain([network])
+    inputs = RANDOM.normal(size=(TASKS, IMAGES, 9, 9, 3)).astype(np.float32)
+    outputs = chain(chain.stacked(TASKS), tf.constant(inputs))
+    np.testing.assert_allclose(outputs, [network(x) for x in inputs], rtol=1e-4, atol=1e-5)
