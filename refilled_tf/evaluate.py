@@ -33,7 +33,14 @@ def main(argv: list[str]) -> None:
     known = {each.name: each for each in spec.stages()}
     unknown = [name for name in FLAGS.stage if name not in known]
     require(not unknown, f"--stage={unknown} is not a stage here; there are {', '.join(known)}")
-    finished = [name for name, each in known.items() if where.is_finished(each)]
+    for name in FLAGS.stage:
+        require(
+            known[name].objective.runs_alone,
+            f"--stage={name} cannot be scored alone: {type(known[name].objective).__name__} has "
+            "trained weights that a task must adapt first",
+        )
+    scorable = {n: each for n, each in known.items() if each.objective.runs_alone}
+    finished = [name for name, each in scorable.items() if where.is_finished(each)]
     chosen = FLAGS.stage or finished
     require(bool(chosen), f"{work_dir} has no finished stage")
     for name in chosen:

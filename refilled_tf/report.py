@@ -60,6 +60,36 @@ def _few_shot_table(rows: list[dict[str, Any]], shots: list[int]) -> str:
     return _markdown(header, lines)
 
 
+def save_shots_picture(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Draws the accuracy of few-shot rows against the number of shots, as a PNG.
+
+    Args:
+        path: of the picture.
+        rows: of results.json; those without shots are left out.
+    """
+    methods: dict[str, list[tuple[int, float, float]]] = {}
+    for row in rows:
+        if "shots" in row:
+            point = row["shots"], 100 * row["accuracy"], 100 * row["interval"]
+            methods.setdefault(row["method"], []).append(point)
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for number, (method, points) in enumerate(methods.items()):
+        shots, accuracies, intervals = zip(*sorted(points), strict=True)
+        marker = "osD^vP*X"[number % 8]
+        axes.errorbar(shots, accuracies, intervals, marker=marker, capsize=3, label=method)
+    ticks = sorted({row["shots"] for row in rows if "shots" in row})
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, map(str, ticks))
+    axes.minorticks_off()
+    axes.set_xlabel("labelled images a class")
+    axes.set_ylabel("accuracy, % (95 % interval)")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    with storage.replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+    plt.close(figure)
+
+
 def _markdown(header: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
     """Lays a table out; the first column to the left, the others to the right."""
     # The rule takes two characters, in a first column three.

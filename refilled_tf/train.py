@@ -43,6 +43,9 @@ def main(argv: list[str]) -> None:
     if where.is_chief:
         print(f"\n{report.table(results['rows'])}\n")
         print(f"Results  {work_dir / 'results.json'}")
+        if any("shots" in row for row in results["rows"]):
+            report.save_shots_picture(work_dir / "shots.png", results["rows"])
+            print(f"Picture  {work_dir / 'shots.png'}")
         print(f"Models   {work_dir / 'stages' / '*' / 'model.keras'}")
         print(f"Curves   tensorboard --logdir {work_dir}")
         print(f"Scores   python -m refilled_tf.evaluate --work_dir={work_dir}")

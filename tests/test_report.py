@@ -86,3 +86,35 @@ def test_confusion_matrix_is_normalised_by_the_true_class(tmp_path, monkeypatch)
     wanted = [[200 / 3, 0, 100 / 3, 0], [100 / 3, 0, 200 / 3, 0], [0, 0, 100, 0], [0] * 4]
     np.testing.assert_allclose(figure.axes[0].images[0].get_array(), wanted, rtol=1e-6)
     plt.close(figure)
+
+
+def _few_shot(method, shots, accuracy):
+    return {**ROW, "method": method, "shots": shots, "accuracy": accuracy, "interval": 0.01}
+
+
+FEW_SHOT = [
+    _few_shot("1NN", 5, 0.5),
+    _few_shot("1NN", 1, 0.4),
+    _few_shot("FEAT", 1, 0.45678),
+]
+
+
+def test_few_shot_table_has_a_column_for_each_number_of_shots():
+    header, _, *lines = _cells(report.table(FEW_SHOT))
+    assert header == ["Method", "1-shot", "5-shot"]
+    assert lines == [["1NN", "40.00 ± 1.00", "50.00 ± 1.00"], ["FEAT", "45.68 ± 1.00", ""]]
+
+
+def test_shots_picture_has_a_line_for_each_method(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plt, "close", drawn.append)
+    report.save_shots_picture(tmp_path / "shots.png", [ROW, *FEW_SHOT])
+    monkeypatch.undo()
+    (figure,) = drawn
+    lines = [container.lines[0] for container in figure.axes[0].containers]
+    drawn_points = [line.get_xydata().tolist() for line in lines]
+    assert drawn_points[0] == [[1, 40], [5, 50]]
+    np.testing.assert_allclose(drawn_points[1], [[1, 45.678]])
+    assert [text.get_text() for text in figure.axes[0].get_legend().texts] == ["1NN", "FEAT"]
+    assert Image.open(tmp_path / "shots.png").size[0] > 400
+    plt.close(figure)

@@ -61,6 +61,9 @@ Refilled.weight = (0.0, 1.0)
 """
 
 
+ONLY_SVM = "Experiment.rows = [@svm/trials()]"
+
+
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory):
     path = tmp_path_factory.mktemp("gin") / "few_shot.gin"
@@ -158,7 +161,7 @@ def test_row_of_other_settings_is_refused(spec, outcome):
     ("params", "culprit"),
     [
         (["trials.shots = (200,)"], r"class '\d' has \d+ images.*shots=200"),
-        (["Episodes.ways = 4", "Experiment.rows = [@svm/trials()]"], r"Episodes\.ways=4 exceeds the 3"),
+        (["Episodes.ways = 4", ONLY_SVM], r"Episodes\.ways=4 exceeds the 3 classes"),
         (["RandomParts.validation = 0"], r"validation"),
         (["meta/Recipe.batch_size = 20"], r"Recipe\.batch_size=20"),
     ],

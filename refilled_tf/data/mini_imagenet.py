@@ -1,9 +1,9 @@
 """miniImageNet as a dataset of TensorFlow Datasets, made of images that one has.
 
-    tfds build refilled_tf/data/mini_imagenet.py --manual_dir=DIR
+    python -m refilled_tf.prepare --dataset=mini_imagenet --manual_dir=DIR
 
-MANUAL_DOWNLOAD_INSTRUCTIONS says what DIR holds. As `tfds` loads this file from outside of the
-project, nothing of the project can be imported here.
+MANUAL_DOWNLOAD_INSTRUCTIONS says what DIR holds. `tfds build` can take this file too, from outside
+of the project, so nothing of the project is imported here.
 """
 
 from __future__ import annotations

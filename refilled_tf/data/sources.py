@@ -11,7 +11,6 @@ import collections
 import dataclasses
 import functools
 import hashlib
-import inspect
 import logging
 import os
 import re
@@ -190,10 +189,13 @@ class TfdsSource:
                 f"TfdsSource.name={self.name!r} is not a dataset that TensorFlow Datasets knows"
             ) from error
         where = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+        # For what TFDS cannot download; without it, the command tells what that is.
+        manual = " --manual_dir=DIR" if builder.MANUAL_DOWNLOAD_INSTRUCTIONS else ""
         require(
             prepared,
-            f"dataset {self.name} is not prepared in {where}: run `{_build_command(builder)} "
-            f"--data_dir={where}`, or point --data_dir (or TFDS_DATA_DIR) at a folder that has it",
+            f"dataset {self.name} is not prepared in {where}: run `python -m refilled_tf.prepare "
+            f"--dataset={self.name} --data_dir={where}{manual}`, or point --data_dir (or "
+            "TFDS_DATA_DIR) at a folder that has it",
         )
         return builder
 
@@ -221,17 +223,6 @@ class TfdsSource:
         # TFDS warns of a deprecated call of its own.
         with muted(logging.WARNING):
             return builder.as_dataset(split=split, decoders=decoders, shuffle_files=False)
-
-
-def _build_command(builder: tfds.core.DatasetBuilder) -> str:
-    """Returns what prepares a dataset: by its name, which finds TFDS's own alone, or by its file.
-
-    `--manual_dir` is for what TFDS cannot download; without it, the command tells what that is.
-    """
-    kind = type(builder)
-    is_tfds = kind.__module__.startswith("tensorflow_datasets.")
-    what = builder.name if is_tfds else inspect.getfile(kind)
-    return f"tfds build {what}" + " --manual_dir=DIR" * bool(builder.MANUAL_DOWNLOAD_INSTRUCTIONS)
 
 
 class Record(NamedTuple):

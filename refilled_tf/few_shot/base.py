@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple
 
 import gin
 import numpy as np
@@ -91,7 +91,7 @@ class Learner:
             InputError: naming what it needs.
         """
 
-    def candidates(self) -> list[Self]:
+    def candidates(self) -> list[Learner]:
         """Returns a learner for each combination of the options given as tuples."""
         options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         grid = {name: value for name, value in options.items() if isinstance(value, tuple | list)}

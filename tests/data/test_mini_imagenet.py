@@ -126,7 +126,8 @@ def test_gin_file_gives_every_role_its_part(data_dir, make, part):
 def test_missing_dataset_says_how_to_get_it(tmp_path):
     with pytest.raises(InputError) as caught:
         SOURCE.index(str(tmp_path))
-    command = f"tfds build {mini_imagenet.__file__} --manual_dir=DIR --data_dir={tmp_path}"
+    where = f"--data_dir={tmp_path} --manual_dir=DIR"
+    command = f"python -m refilled_tf.prepare --dataset=mini_imagenet {where}"
     assert command in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -1,0 +1,75 @@
+"""Preparing a dataset by the command: miniImageNet from generated files, and what can be wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+import tiny
+from PIL import Image
+
+from refilled_tf import prepare
+from refilled_tf.data.mini_imagenet import CLASSES
+from refilled_tf.errors import InputError
+
+
+@pytest.fixture
+def manual_dir(tmp_path):
+    """One image of one class in each of the three parts."""
+    folder = tmp_path / "manual"
+    (folder / "images").mkdir(parents=True)
+    for part, label in zip(("train", "val", "test"), CLASSES, strict=False):
+        Image.new("RGB", (8, 8)).save(folder / "images" / f"{label}.jpg")
+        (folder / f"{part}.csv").write_text(f"filename,label\n{label}.jpg,{label}\n")
+    return folder
+
+
+def _run(*flags):
+    return subprocess.run(
+        [sys.executable, "-m", "refilled_tf.prepare", *flags],
+        cwd=tiny.ROOT,
+        env=tiny.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_command_prepares_what_a_source_can_read(manual_dir, tmp_path):
+    done = _run("--dataset=mini_imagenet", f"--manual_dir={manual_dir}", f"--data_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path / "mini_imagenet") in done.stdout
+    builder = tfds.builder("mini_imagenet", data_dir=tmp_path)
+    labels = [
+        example["label"]
+        for split in ("train", "validation", "test")
+        for example in tfds.as_numpy(builder.as_dataset(split=split))
+    ]
+    np.testing.assert_array_equal(labels, [0, 1, 2])
+
+
+def test_mistake_is_one_line_without_traceback(manual_dir, tmp_path):
+    (manual_dir / "val.csv").unlink()
+    done = _run("--dataset=mini_imagenet", f"--manual_dir={manual_dir}", f"--data_dir={tmp_path}")
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert "val.csv" in line
+    assert "Traceback" not in done.stderr
+
+
+def test_missing_manual_files_are_asked_for(tmp_path):
+    with pytest.raises(InputError, match=r"mini_imagenet.*images/.*train\.csv"):
+        prepare.prepare("mini_imagenet", str(tmp_path), None)
+
+
+def test_unknown_dataset_is_named(tmp_path):
+    with pytest.raises(InputError, match="--dataset=no_such_birds"):
+        prepare.prepare("no_such_birds", str(tmp_path), None)
+
+
+def test_manual_dir_must_be_a_folder(tmp_path):
+    with pytest.raises(InputError, match=r"--manual_dir=.*nowhere is not a folder"):
+        prepare.prepare("mini_imagenet", str(tmp_path), str(tmp_path / "nowhere"))
