@@ -2,6 +2,9 @@
 
 Speaks TensorFlow Serving's gRPC or REST, to TensorFlow Serving itself or to export.serve. Prints
 the most probable classes of every image, best first.
+
+With --support=CLASS=FILE, given for several images, the server learns these classes from the
+request and answers with them instead of its own; a folder stands for the files in it.
 """
 
 from __future__ import annotations
@@ -34,12 +37,17 @@ flags.DEFINE_string("model", MODEL_NAME, "The model's name.")
 flags.DEFINE_integer("version", None, "The model's version; the latest if unset.", 0)
 flags.DEFINE_string("label", None, "Instead of a version its label, such as stable.")
 
-SIGNATURE = "serving_bytes"
+flags.DEFINE_multi_string(
+    "support", [], "CLASS=FILE or CLASS=FOLDER: images of a class to learn; repeated."
+)
+
 TIMEOUT = 60.0  # seconds
+# A signature's inputs by name: encoded images, or the names of their classes.
+Inputs = dict[str, list[bytes]]
 
 
 class Classes(NamedTuple):
-    """What the signature answers for B images: the most probable classes, best first.
+    """What a signature answers for B images: the most probable classes, best first.
 
     Attributes:
         classes: [B, k] names.
@@ -55,32 +63,64 @@ def main(argv: list[str]) -> None:
     paths = argv[1:]
     require(bool(paths), "no image is given: python -m export.client [--flags] IMAGE…")
     require(FLAGS.version is None or FLAGS.label is None, "give --version or --label, not both")
-    images = [_read(path) for path in paths]
+    inputs = {"image_bytes": [_read(path) for path in paths]}
+    if FLAGS.support:
+        inputs = support(FLAGS.support) | {"query_bytes": inputs["image_bytes"]}
     scheme, _, target = FLAGS.address.rpartition("://")
     require(
         scheme in {"http", "https", "grpc", ""},
         f"--address={FLAGS.address} must begin with http://, https:// or grpc://, or be HOST:PORT",
     )
-    spec = ModelSpec(name=FLAGS.model, signature_name=SIGNATURE, version_label=FLAGS.label)
+    spec = ModelSpec(name=FLAGS.model, version_label=FLAGS.label)
+    spec.signature_name = "serving_support" if FLAGS.support else "serving_bytes"
     if FLAGS.version is not None:
         spec.version.value = FLAGS.version
     if scheme.startswith("http"):
-        answer = over_rest(FLAGS.address, spec, images)
+        answer = over_rest(FLAGS.address, spec, inputs)
     else:
-        answer = over_grpc(target, spec, images)
+        answer = over_grpc(target, spec, inputs)
     for path, names, scores in zip(paths, *answer, strict=True):
         print(path)
         for name, score in zip(names, scores, strict=True):
             print(f"  {100 * score:6.2f} %  {name}")
 
 
-def over_rest(address: str, spec: ModelSpec, images: Sequence[bytes]) -> Classes:
+def support(options: Sequence[str]) -> Inputs:
+    """Reads the images that a server is to learn classes from.
+
+    Args:
+        options: CLASS=FILE or CLASS=FOLDER; a folder stands for the files in it.
+
+    Returns:
+        "support_bytes" and "support_labels" of equal length.
+
+    Raises:
+        InputError: an option has no "=", names nothing that can be read, or there are fewer than
+            two classes.
+    """
+    images, labels = [], []
+    for option in options:
+        name, _, place = option.partition("=")
+        require(bool(name and place), f"--support={option} must be CLASS=FILE or CLASS=FOLDER")
+        path = Path(place)
+        paths = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+        require(bool(paths), f"--support={option}: the folder holds no file")
+        images += [_read(path) for path in paths]
+        labels += [name.encode()] * len(paths)
+    require(
+        len(set(labels)) >= 2,
+        f"--support names the class {labels[0].decode()!r} alone; at least 2 are needed",
+    )
+    return {"support_bytes": images, "support_labels": labels}
+
+
+def over_rest(address: str, spec: ModelSpec, inputs: Inputs) -> Classes:
     """Asks over REST, for all images at once.
 
     Args:
         address: http://HOST:PORT.
         spec: the model, the signature, and perhaps a version or its label.
-        images: B JPEG or PNG files.
+        inputs: of the signature.
 
     Raises:
         InputError: the server cannot be reached, or refuses.
@@ -91,7 +131,10 @@ def over_rest(address: str, spec: ModelSpec, images: Sequence[bytes]) -> Classes
     elif spec.version_label:
         parts += ["labels", spec.version_label]
     path = "/".join(urllib.parse.quote(part, safe="") for part in parts)
-    encoded = [{"b64": base64.b64encode(image).decode()} for image in images]
+    encoded = {
+        name: [{"b64": base64.b64encode(value).decode()} for value in values]
+        for name, values in inputs.items()
+    }
     body = {"signature_name": spec.signature_name, "inputs": encoded}
     try:
         response = requests.post(f"{address}/v1/{path}:predict", json=body, timeout=TIMEOUT)
@@ -106,19 +149,20 @@ def over_rest(address: str, spec: ModelSpec, images: Sequence[bytes]) -> Classes
         raise InputError(f"{address} does not answer as TensorFlow Serving does") from error
 
 
-def over_grpc(address: str, spec: ModelSpec, images: Sequence[bytes]) -> Classes:
+def over_grpc(address: str, spec: ModelSpec, inputs: Inputs) -> Classes:
     """Asks over gRPC, for all images at once.
 
     Args:
         address: HOST:PORT.
         spec: the model, the signature, and perhaps a version or its label.
-        images: B JPEG or PNG files.
+        inputs: of the signature.
 
     Raises:
         InputError: the server cannot be reached, or refuses.
     """
     request = PredictRequest(model_spec=spec, output_filter=Classes._fields)
-    request.inputs["image_bytes"].CopyFrom(tf.make_tensor_proto(images))
+    for name, values in inputs.items():
+        request.inputs[name].CopyFrom(tf.make_tensor_proto(values))
     with grpc.insecure_channel(address) as channel:
         try:
             response = PredictionServiceStub(channel).Predict(request, TIMEOUT)

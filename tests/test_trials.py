@@ -8,58 +8,12 @@ import json
 import numpy as np
 import pytest
 import tiny
+from tiny_few_shot import GIN
 
 from refilled_tf import config, experiment, report, trials
 from refilled_tf import stage as stages
 from refilled_tf.errors import InputError
 from refilled_tf.few_shot.svm import LinearSvm
-
-# Four digits are SEEN; tasks of three others each choose and are scored.
-GIN = f"""
-include '{tiny.ROOT}/gin/data/digits.gin'
-include '{tiny.ROOT}/gin/methods/few_shot.gin'
-
-Data.class_split = @RandomParts()
-RandomParts.teacher = 4
-RandomParts.validation = 3
-RandomParts.student = 3
-Data.image_size = 16
-Data.load_size = 16
-Data.pad = 1
-ConvNet.channels = 8
-ResNet12.widths = (4, 4, 8, 8)
-Recipe.epochs = 4
-Recipe.batch_size = 50
-meta/Recipe.classes_per_batch = 4
-meta/Recipe.batch_size = 24
-meta/Recipe.epochs = 2
-Episodes.ways = 3
-test/Episodes.count = 20
-validation/Episodes.count = 8
-trials.shots = (1, 4)
-Selection.shots = 2
-RelationshipMatching.weight = 10.0
-ProtoNet.ways = 2
-ProtoNet.shots = 2
-ProtoNet.queries = 4
-Feat.ways = 2
-Feat.shots = 2
-Feat.queries = 4
-maml/Stage.recipe = @maml/Recipe()
-maml/Recipe.epochs = 2
-maml/Recipe.classes_per_batch = 3
-maml/Recipe.batch_size = 18
-Maml.ways = 3
-Maml.shots = 2
-Maml.queries = 4
-Maml.inner_steps = 1
-InnerLoop.steps = 2
-FineTune.steps = 5
-FineTune.first = ('logits', 'block4_conv')
-Refilled.steps = 5
-Refilled.weight = (0.0, 1.0)
-"""
-
 
 ONLY_SVM = "Experiment.rows = [@svm/trials()]"
 

@@ -164,9 +164,7 @@ def _columns(value: Any, infos: Infos) -> dict[str, Any]:
 
 def _named(value: Any, infos: Infos, key: str) -> dict[str, Any]:
     require_valid(
-        len(infos) == 1,
-        f"{key} is a plain list, but expecting {TAKEN[key]} as multiple input tensors required as "
-        f"per tensorinfo_map; they are {', '.join(sorted(infos))}",
+        len(infos) == 1, f"{key} must name the inputs, which are {', '.join(sorted(infos))}"
     )
     return dict.fromkeys(infos, value)
 

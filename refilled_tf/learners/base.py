@@ -251,4 +251,5 @@ def _gather(x: tf.Tensor) -> tf.Tensor:
     if tf.distribute.get_strategy().num_replicas_in_sync == 1:
         return x
     # Several workers gather by a tensor's device, which a step's inputs lack until copied.
-    return tf.distribute.get_replica_context().all_gather(tf.identity(x), axis=0)
+    gathered = tf.distribute.get_replica_context().all_gather(tf.identity(x), axis=0)
+    return tf.ensure_shape(gathered, (None, *x.shape[1:]))  # gathering forgets it

@@ -16,6 +16,8 @@ from export import client
 from refilled_tf.errors import InputError
 from refilled_tf.models import networks
 
+NOTHING = {"image_bytes": [b""]}
+
 
 @pytest.fixture(scope="module")
 def server(base):
@@ -51,6 +53,44 @@ def test_classes_are_printed(protocol, server, files, printed):
     address = {"grpc": f"grpc://{server.grpc}", "http": server.http}[protocol]
     run = digits.command("export.client", f"--address={address}", "--label=stable", *files)
     assert (run.returncode, run.stdout) == (0, printed), run.stderr
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_classes_are_learnt_from_files_and_folders(protocol, server, model, tmp_path):
+    """Every image is its class's support too, so that it is the nearest to its own class."""
+    first, second = (np.flatnonzero(model.data.test.labels == label)[:2] for label in (0, 1))
+    (tmp_path / "folder").mkdir()
+    paths = [tmp_path / "folder/1.png", tmp_path / "folder/2.png", tmp_path / "one.png"]
+    for path, row in zip(paths, [*first, second[0]], strict=True):
+        path.write_bytes(tf.io.encode_png(model.data.test.images[row]).numpy())
+    run = digits.command(
+        "export.client",
+        f"--address={ {'grpc': server.grpc, 'http': server.http}[protocol] }",
+        f"--support=one name={tmp_path / 'folder'}",
+        f"--support=another={paths[2]}",
+        *(paths[0], paths[2]),
+    )
+    assert run.returncode == 0, run.stderr
+    lines = run.stdout.splitlines()
+    assert lines[0::3] == [str(paths[0]), str(paths[2])]
+    assert [line.split("%  ")[1] for line in lines[1::3]] == ["one name", "another"]
+    assert [line.split("%  ")[1] for line in lines[2::3]] == ["another", "one name"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["cat"], "--support=cat must be CLASS=FILE or CLASS=FOLDER"),
+        (["=x.png"], "--support==x.png must be CLASS=FILE or CLASS=FOLDER"),
+        (["cat=absent.png"], "absent.png cannot be read"),
+        (["cat={folder}"], "the folder holds no file"),
+        (["cat={file}", "cat={file}"], "'cat' alone; at least 2"),
+    ],
+)
+def test_impossible_support_is_refused(options, message, files, tmp_path):
+    filled = [option.format(folder=tmp_path, file=files[0]) for option in options]
+    with pytest.raises(InputError, match=re.escape(message)):
+        client.support(filled)
 
 
 @pytest.mark.parametrize(
@@ -96,21 +136,21 @@ def test_command_ends_with_one_line_on_bad_input(arguments, message):
     ],
 )
 def test_refusals_of_the_server(spec, image, by_grpc, by_rest, server):
-    spec = ModelSpec(signature_name=client.SIGNATURE, **spec)
+    spec = ModelSpec(signature_name="serving_bytes", **spec)
     with pytest.raises(InputError, match=f"^{re.escape(f'{server.grpc}: {by_grpc}')}$"):
-        client.over_grpc(server.grpc, spec, [image])
+        client.over_grpc(server.grpc, spec, {"image_bytes": [image]})
     with pytest.raises(InputError, match=f"^{re.escape(f'{server.http}: {by_rest}')}$"):
-        client.over_rest(server.http, spec, [image])
+        client.over_rest(server.http, spec, {"image_bytes": [image]})
 
 
 def test_addresses_where_nothing_of_the_kind_listens(server):
-    spec = ModelSpec(name="refilled", signature_name=client.SIGNATURE)
+    spec = ModelSpec(name="refilled", signature_name="serving_bytes")
     with pytest.raises(InputError, match="localhost:1: UNAVAILABLE: "):
-        client.over_grpc("localhost:1", spec, [b""])
+        client.over_grpc("localhost:1", spec, NOTHING)
     with pytest.raises(InputError, match="http://localhost:1 cannot be asked: "):
-        client.over_rest("http://localhost:1", spec, [b""])
+        client.over_rest("http://localhost:1", spec, NOTHING)
     # The ports of one protocol do not speak the other.
     with pytest.raises(InputError, match="UNAVAILABLE"):
-        client.over_grpc(server.http.removeprefix("http://"), spec, [b""])
+        client.over_grpc(server.http.removeprefix("http://"), spec, NOTHING)
     with pytest.raises(InputError, match="cannot be asked"):
-        client.over_rest(f"http://{server.grpc}", spec, [b""])
+        client.over_rest(f"http://{server.grpc}", spec, NOTHING)

@@ -15,6 +15,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from google.protobuf import text_format
+from scipy.special import softmax
+from sklearn.metrics.pairwise import euclidean_distances
+from sklearn.neighbors import NearestCentroid
+from sklearn.preprocessing import normalize
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
@@ -30,7 +34,10 @@ from refilled_tf.models import networks
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = ["5", "6", "7", "8", "9"]  # what gin/data/digits.gin gives the student
-SIGNATURES = {"serving_default", "serving_bytes", "serving_tensor", "embedding", "classify"}
+SIGNATURES = {
+    *("serving_default", "serving_bytes", "serving_tensor", "embedding", "classify"),
+    "serving_support",
+}
 
 
 @pytest.fixture(scope="session")
@@ -132,17 +139,72 @@ def test_images_of_any_size_and_channels_answer_together(shape, served, model):
 
 @pytest.mark.parametrize("name", sorted(SIGNATURES))
 def test_empty_batch_is_answered_by_nothing(name, served, model):
-    size, classes = model.stage.task.data.image_size, len(DIGITS)
+    size = model.stage.task.data.image_size
     asked = requests.make(
         np.zeros((1, size, size, 3), np.uint8), np.zeros((1, size, size, 3), np.float32)
     )
-    ((key, one),) = asked[name].items()
+    # The last input is what answers are for; of others there must be some.
+    *support, (key, one) = asked[name].items()
+    classes = 1 if support else len(DIGITS)
     dtype = tf.float32 if one.dtype == np.float32 else tf.string
-    reply = served[name](**{key: tf.zeros((0, *one.shape[1:]), dtype)})
+    empty = {key: tf.zeros((0, *one.shape[1:]), dtype)}
+    reply = served[name](**_constants(dict(support)), **empty)
     widths = {"embedding": model.network.output["embedding"].shape[1]}
     assert {n: tuple(out.shape) for n, out in reply.items()} == {
         n: (0, widths.get(n, classes)) for n in reply
     }
+
+
+def test_support_is_learnt_as_by_scikit_learns_nearest_centroid(served, model, wanted):
+    test, random = model.data.test, np.random.default_rng(0)
+    rows = random.permutation(len(test.labels))
+    support, query = rows[:12], rows[12:60]
+    names = np.array(["five", "six", "seven", "eight", "nine"])[test.labels]
+    pngs = np.array([_png(image) for image in test.images], object)
+    reply = _ask(
+        served["serving_support"],
+        support_bytes=pngs[support],
+        support_labels=names[support],
+        query_bytes=pngs[query],
+    )
+    nearest = NearestCentroid().fit(wanted["embedding"][support], names[support])
+    # scikit-learn leaves the means as they are; ours, as in trainings, are brought to length 1.
+    nearest.centroids_ = normalize(nearest.centroids_)
+    predicted = nearest.predict(wanted["embedding"][query])
+    assert np.mean(reply["classes"][:, 0] == predicted.astype(bytes)) > 0.97  # but for near ties
+
+    distances = euclidean_distances(wanted["embedding"][query], nearest.centroids_, squared=True)
+    scores = softmax(-distances, axis=1)
+    np.testing.assert_allclose(reply["scores"], -np.sort(-scores, axis=1)[:, :5], atol=1e-5)
+
+
+def test_of_equally_near_classes_the_first_in_the_support_comes_first(served, model):
+    image = _png(model.data.test.images[0])
+    reply = _ask(
+        served["serving_support"],
+        support_bytes=[image] * 3,
+        support_labels=["z", "a", "m"],
+        query_bytes=[image],
+    )
+    assert reply["classes"].tolist() == [[b"z", b"a", b"m"]]
+    np.testing.assert_allclose(reply["scores"], [[1 / 3] * 3], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("images", "names", "message"),
+    [
+        (2, 1, "support_bytes holds 2 images, support_labels 1 names"),
+        (0, 0, "support_bytes holds no image"),
+    ],
+)
+def test_impossible_support_is_an_error_of_the_request(images, names, message, served, model):
+    image = _png(model.data.test.images[0])
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        served["serving_support"](
+            support_bytes=tf.constant([image] * images, tf.string),
+            support_labels=tf.constant(["a"] * names, tf.string),
+            query_bytes=tf.constant([image]),
+        )
 
 
 @pytest.mark.parametrize(
@@ -252,6 +314,7 @@ def test_model_card_tells_what_is_known(version, model):
         "250, 50 of every class",
         "learnt from labels alone",
         "| `embedding` | `image_bytes` string [B] | `embedding` float32 [B, 256] |",
+        "| `serving_support` | `support_bytes` string [N]<br>`support_labels` string [N]<br>",
         "| `serving_tensor` | `images` float32 [B, 32, 32, 3] | `classes` string [B, 5]<br>",
         "    student/Recipe.epochs = 6\n",
         f"tensorflow {tf.__version__}",
@@ -320,7 +383,9 @@ def test_docker_is_given_the_folder_and_files_that_are_there(base, tmp_path):
     assert arguments[0] == "run"
     assert f"type=bind,source={base},target=/models/refilled,readonly" in arguments
     paths = [flag.split("=")[1] for flag in arguments if "_file=" in flag]
-    assert paths == [f"/models/refilled/server/{name}.config" for name in ("models", "batching")]
+    assert paths == ["/models/refilled/server/models.config"]
+    # Joined requests would mix the classes that several callers teach.
+    assert not any("batching" in flag for flag in arguments)
     for path in paths:
         assert (base / Path(path).relative_to("/models/refilled")).is_file()
 

@@ -258,6 +258,27 @@ def test_empty_batch(predictions, url):
     assert answer == {"outputs": {"classes": [], "scores": [], "probabilities": []}}
 
 
+def test_classes_are_learnt_from_the_request(predictions, url, asked, model):
+    """Over both protocols; `check.taught` is NumPy's nearest class mean."""
+    inputs = asked["serving_support"]
+    squares = model.data.test.images[:COUNT].astype(np.float32)
+    outputs = networks.outputs_of(model.network, [squares])
+    wanted, names = check.taught(outputs, inputs["support_labels"])
+    response = predictions.Predict(_request("serving_support", inputs))
+    reply = {name: tf.make_ndarray(value) for name, value in response.outputs.items()}
+    body = {"signature_name": "serving_support"}
+    columns = {name: _json(value) for name, value in inputs.items()}
+    answer = http.post(f"{url}:predict", json=body | {"inputs": columns})
+    for got in (reply, _arrays(answer.json()["outputs"])):
+        assert max(check.differences(got, wanted, names).values()) < check.TOLERANCE
+
+    row = {name: values[0] for name, values in columns.items()}
+    del row["support_labels"]
+    answer = http.post(f"{url}:predict", json=body | {"instances": [row]})
+    assert answer.status_code == 400
+    assert "support_labels" in answer.json()["error"]
+
+
 def test_version_and_label_lead_to_the_model(predictions, url, version):
     number = int(version.name)
     for asked_for in ({}, {"version": {"value": number}}, {"version_label": "stable"}):
@@ -334,7 +355,7 @@ def _refusal(call, request):
     return caught.value.code().name, caught.value.details()
 
 
-SIGNATURES = "classify, embedding, serving_bytes, serving_default, serving_tensor"
+SIGNATURES = "classify, embedding, serving_bytes, serving_default, serving_support, serving_tensor"
 BOTH = {
     name: ("serving_bytes", {"image_bytes": [b]}, text) for name, (b, text) in images.BAD.items()
 }

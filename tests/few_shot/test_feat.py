@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tensorflow as tf
+from reference_tasks import FixedPool
 from scipy.special import log_softmax, softmax
 
 from refilled_tf.data.episodes import Tasks
@@ -97,11 +98,7 @@ def test_answers_are_those_of_the_loss(head):
     rows = np.arange(len(embeddings)).reshape(2, WAYS, SHOTS + QUERIES)
     tasks = Tasks(np.zeros((2, WAYS), int), rows[:, :, :SHOTS], rows[:, :, SHOTS:])
 
-    class FixedPool:
-        def embeddings(self, network):
-            return embeddings
-
-    accuracies = AdaptedPrototypes().accuracies(Networks(None, head), FixedPool(), tasks)
+    accuracies = AdaptedPrototypes().accuracies(Networks(None, head), FixedPool(embeddings), tasks)
     np.testing.assert_allclose(accuracies, [_reference(head, task)[2] for task in images])
 
 

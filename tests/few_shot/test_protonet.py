@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tensorflow as tf
+from reference_tasks import FixedPool
 from scipy.special import softmax
 
 from refilled_tf.data.episodes import Tasks
@@ -66,21 +67,11 @@ def test_several_episodes_are_averaged():
     assert float(loss) == pytest.approx(np.mean(parts), rel=1e-5)
 
 
-class _FixedPool:
-    """A pool whose embeddings are given."""
-
-    def __init__(self, embeddings):
-        self._embeddings = embeddings
-
-    def embeddings(self, network):
-        return self._embeddings
-
-
 def test_nearest_prototype_answers_as_the_loss_sees_it():
     embedding = _episode(2)
     rows = np.arange(len(embedding)).reshape(2, WAYS, SHOTS + QUERIES)
     tasks = Tasks(np.zeros((2, WAYS), int), rows[:, :, :SHOTS], rows[:, :, SHOTS:])
-    accuracies = NearestPrototype().accuracies(Networks(None), _FixedPool(embedding), tasks)
+    accuracies = NearestPrototype().accuracies(Networks(None), FixedPool(embedding), tasks)
     np.testing.assert_allclose(accuracies, [_reference(x)[1] for x in np.split(embedding, 2)])
 
 
