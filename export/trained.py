@@ -66,8 +66,12 @@ def load(
     rows = {row.name: row for row in experiment.rows if isinstance(row, Trials)}
     if stage_name in rows:
         return learn(rows[stage_name], task_number, where)
+    require(
+        stage_name is not None or not rows,
+        f"a few-shot training needs --stage, the row whose learner is exported: {', '.join(rows)}",
+    )
     finished = {stage.name for stage in experiment.stages() if where.is_finished(stage)}
-    stage = choose_stage(experiment.stages(), finished, stage_name)
+    stage = choose_stage(experiment.stages(), finished, stage_name, rows)
     stages.check_folder(stage, where)
     return Trained(
         stage,
@@ -125,7 +129,12 @@ def learn(row: Trials, number: int, where: Run) -> Trained:
     return Trained(stage, network, data, result, config.operative_config())
 
 
-def choose_stage(known: Sequence[Stage], finished: Collection[str], name: str | None) -> Stage:
+def choose_stage(
+    known: Sequence[Stage],
+    finished: Collection[str],
+    name: str | None,
+    others: Collection[str] = (),
+) -> Stage:
     """Chooses the stage to export.
 
     Args:
@@ -134,6 +143,7 @@ def choose_stage(known: Sequence[Stage], finished: Collection[str], name: str | 
         name: of the wanted stage. None takes "refilled" if it is finished, else the last finished
             classifier of the student's task. The best by test accuracy would be a choice that
             the test images have made, and their accuracy of it too good.
+        others: names that `load` would have taken, for the message.
 
     Returns:
         A finished stage that classifies.
@@ -149,7 +159,7 @@ def choose_stage(known: Sequence[Stage], finished: Collection[str], name: str | 
     by_name = {stage.name: stage for stage in known}
     require(
         name in by_name,
-        f"--stage={name} is not a stage here; there are {', '.join(by_name)}",
+        f"--stage={name} is not a stage here; there are {', '.join([*by_name, *others])}",
     )
     choices = f"finished classifiers here: {', '.join(s.name for s in ready) or 'none'}"
     require(

@@ -19,9 +19,14 @@ import tensorflow as tf
 import tiny
 
 from refilled_tf import training
+from refilled_tf.data.episodes import Episodes
+from refilled_tf.data.task import Task
 from refilled_tf.errors import InputError
+from refilled_tf.few_shot.base import Protocol, Selection
+from refilled_tf.few_shot.feat import AdaptedPrototypes, Feat
 from refilled_tf.learners.base import Learner
 from refilled_tf.recipe import Recipe
+from refilled_tf.stage import load_head, load_network
 
 
 def _poison(monkeypatch):
@@ -123,6 +128,67 @@ def test_stage_stopped_after_its_last_epoch_is_only_finished(run, monkeypatch):
         *("scored_on", "images", "embedding", "seconds", "epochs", "parameters", "training")
     }
     assert (run.folder(spec) / "model.keras").exists()
+
+
+# ---- selection ----------------------------------------------------------------------------
+
+SELECTED = tiny.first(
+    objective=Feat(ways=2, shots=2, queries=3),
+    recipe=dataclasses.replace(tiny.RECIPE, epochs=3, batch_size=10, classes_per_batch=2),
+    selection=Selection(
+        Protocol(Task(tiny.DATA, "student"), Episodes(ways=3, count=20)), 2, AdaptedPrototypes()
+    ),
+)
+
+
+def _scored(monkeypatch, *scores):
+    """Has a selection find these scores, one after another; returns what it was shown."""
+    shown, left = [], list(scores)
+
+    def score(self, known, data_dir):
+        shown.append([w for network in known[:2] for w in network.get_weights()])
+        return left.pop(0)
+
+    monkeypatch.setattr(Selection, "score", score)
+    return shown
+
+
+def _saved(run):
+    networks = (load_network(SELECTED, run), load_head(SELECTED, run))
+    return [w for network in networks for w in network.get_weights()]
+
+
+def test_best_epoch_is_kept(run, monkeypatch):
+    shown = _scored(monkeypatch, 0.3, 0.5, 0.4)
+    result = training.train(SELECTED, run)
+    assert result["selection"] == {"epoch": 2, "accuracy": 0.5}
+    for ours, wanted in zip(_saved(run), shown[1], strict=True):
+        np.testing.assert_array_equal(ours, wanted)
+    assert any(np.any(a != b) for a, b in zip(shown[1], shown[2], strict=True))
+
+
+def test_best_epoch_outlives_a_stop(run, monkeypatch):
+    shown = _scored(monkeypatch, 0.3, 0.5, 0.4)
+    _stopped(run, monkeypatch, SELECTED, epoch=2)
+    result = training.train(SELECTED, run)
+    assert result["selection"] == {"epoch": 2, "accuracy": 0.5}
+    for ours, wanted in zip(_saved(run), shown[1], strict=True):
+        np.testing.assert_array_equal(ours, wanted)
+
+
+def test_resumed_selection_is_the_unbroken_one(run, finished, tmp_path, monkeypatch):
+    shutil.copytree(finished, tmp_path / "unbroken")
+    unbroken = tiny.run_in(tmp_path / "unbroken")
+    wanted = training.train(SELECTED, unbroken)
+    _stopped(run, monkeypatch, SELECTED)
+    assert training.train(SELECTED, run)["selection"] == wanted["selection"]
+    for ours, theirs in zip(_saved(run), _saved(unbroken), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_selection_must_be_one():
+    with pytest.raises(InputError, match=r"Stage\.selection = 3"):
+        tiny.first(selection=3)
 
 
 # ---- divergence ---------------------------------------------------------------------------
