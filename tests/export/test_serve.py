@@ -825,7 +825,7 @@ def test_version_whose_warm_up_fails_is_not_taken(version, tmp_path):
 def test_running_requests_are_answered_after_sigterm(version, tmp_path):
     _publish(version, tmp_path, 1)
     # 2**25 pixels each, exactly as many as may be: seconds of work.
-    large = [images.black_png(2**13, 2**12)] * 8
+    large = [images.black_png(2**13, 2**12)] * 24
     body = {"signature_name": "serving_bytes", "inputs": _json(large)}
     with (
         embedded.server(tmp_path) as running,
@@ -837,7 +837,7 @@ def test_running_requests_are_answered_after_sigterm(version, tmp_path):
         request = _request("serving_bytes", {"image_bytes": large})
         by_grpc = threads.submit(stub.Predict, request)
         by_rest = threads.submit(http.post, f"{url}:predict", json=body)
-        time.sleep(1)
+        time.sleep(0.5)
         assert http.get(url, timeout=5).ok  # the loop answers all the while
         running.process.terminate()
         time.sleep(0.2)
@@ -845,8 +845,8 @@ def test_running_requests_are_answered_after_sigterm(version, tmp_path):
             http.get(url, timeout=5)
         assert not by_grpc.done()
         assert not by_rest.done()
-        assert len(tf.make_ndarray(by_grpc.result().outputs["scores"])) == 8
-        assert len(by_rest.result().json()["outputs"]["scores"]) == 8
+        assert len(tf.make_ndarray(by_grpc.result().outputs["scores"])) == len(large)
+        assert len(by_rest.result().json()["outputs"]["scores"]) == len(large)
 
 
 def _start(base, *flags):

