@@ -133,6 +133,36 @@ def test_cifar100_weight_and_padding():
     assert (data.pad, data.image_size, data.flip, data.train_fraction) == (4, 32, True, None)
 
 
+def test_few_shot_is_the_papers_protocol():
+    """Section 2.3 of the paper's supplement, Table 3; Bertinetto et al. (2019) for the classes."""
+    experiment = config.load_experiment(["cifar_fs_few_shot.gin"])
+    assert {row.shots for row in experiment.rows} == {1, 5, 10, 30}
+    for row in experiment.rows:
+        episodes = row.test.episodes
+        assert (episodes.ways, episodes.queries, episodes.count) == (5, 15, 600)
+        assert (row.test.task.role, row.validation.task.role) == ("student", "validation")
+    split = experiment.rows[0].test.task.data.class_split
+    counts = [len(split.teacher), len(split.validation), len(split.student)]
+    assert counts == [64, 16, 20]
+
+    stages = {stage.name: stage for stage in experiment.stages()}
+    assert {stage.task.role for stage in stages.values()} == {"teacher"}
+    convnet, resnet = stages["convnet"], stages["resnet12"]
+    assert (convnet.backbone.channels, convnet.backbone.pooling) == (64, "max")
+    assert resnet.backbone.widths == (64, 160, 320, 640)
+    for stage in (convnet, resnet, stages["triplet_resnet12"]):
+        assert (stage.recipe.batch_size, stage.recipe.epochs) == (128, 200)
+    assert stages["triplet_resnet12"].teacher == resnet
+    assert stages["triplet_convnet"].teacher == convnet
+    assert stages["triplet_resnet12"].backbone == convnet.backbone
+    for name in ("protonet", "feat"):
+        assert stages[name].start == convnet
+        assert stages[name].selection.protocol == experiment.rows[0].validation
+    maml, inner = stages["maml"].objective, stages["maml"].selection.learner
+    assert (maml.inner_steps, maml.inner_rate) == (5, 0.01)
+    assert (inner.steps, inner.learning_rate) == (10, 0.01)
+
+
 # --- single settings ------------------------------------------------------------------------
 
 
