@@ -25,7 +25,9 @@ flags.DEFINE_string(
     f"The stage to export. If unset {trained.PREFERRED!r}, or if that is not finished, the last "
     "finished classifier of the student's task.",
 )
-flags.DEFINE_integer("task", 0, "Where --stage is a row of few-shot learning: the task to learn.")
+flags.DEFINE_integer(
+    "task", None, "Where --stage is a row of few-shot learning: the task to learn, from 0 on."
+)
 flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS datasets; TFDS's own if unset.")
 
 

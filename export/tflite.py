@@ -23,7 +23,9 @@ flags.DEFINE_list(
     "; ".join(f"{name}: {what}" for name, what in tflite_model.QUANTIZATIONS.items()),
 )
 flags.DEFINE_string("stage", None, "The stage to export; if unset, as export.saved_model chooses.")
-flags.DEFINE_integer("task", 0, "Where --stage is a row of few-shot learning: the task to learn.")
+flags.DEFINE_integer(
+    "task", None, "Where --stage is a row of few-shot learning: the task to learn, from 0 on."
+)
 flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS datasets; TFDS's own if unset.")
 
 

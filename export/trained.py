@@ -42,7 +42,10 @@ class Trained(NamedTuple):
 
 
 def load(
-    work_dir: Path, stage_name: str | None, data_dir: str | None, task_number: int = 0
+    work_dir: Path,
+    stage_name: str | None,
+    data_dir: str | None,
+    task_number: int | None = None,
 ) -> Trained:
     """Loads a classifier.
 
@@ -51,7 +54,7 @@ def load(
         stage_name: which of its stages, or a row of few-shot learning; None leaves it to
             `choose_stage`.
         data_dir: the folder of prepared TFDS datasets; None for the training's.
-        task_number: which of the row's tasks to learn, from 0.
+        task_number: which of the row's tasks to learn; None takes the first, 0.
 
     Returns:
         The network with all that is known of it.
@@ -65,7 +68,11 @@ def load(
     where = Run(work_dir, data_dir, tf.distribute.get_strategy())
     rows = {row.name: row for row in experiment.rows if isinstance(row, Trials)}
     if stage_name in rows:
-        return learn(rows[stage_name], task_number, where)
+        return learn(rows[stage_name], task_number or 0, where)
+    require(
+        task_number is None,
+        f"--task={task_number} goes with a row of few-shot learning; --stage={stage_name} is none",
+    )
     require(
         stage_name is not None or not rows,
         f"a few-shot training needs --stage, the row whose learner is exported: {', '.join(rows)}",

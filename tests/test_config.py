@@ -142,8 +142,9 @@ def test_few_shot_is_the_papers_protocol():
         assert (episodes.ways, episodes.queries, episodes.count) == (5, 15, 600)
         assert (row.test.task.role, row.validation.task.role) == ("student", "validation")
     split = experiment.rows[0].test.task.data.class_split
-    counts = [len(split.teacher), len(split.validation), len(split.student)]
-    assert counts == [64, 16, 20]
+    parts = (split.teacher, split.validation, split.student)
+    assert [len(part) for part in parts] == [64, 16, 20]
+    assert len(set().union(*parts)) == 100  # none is in two of them
 
     stages = {stage.name: stage for stage in experiment.stages()}
     assert {stage.task.role for stage in stages.values()} == {"teacher"}

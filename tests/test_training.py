@@ -167,13 +167,19 @@ def test_best_epoch_is_kept(run, monkeypatch):
     assert any(np.any(a != b) for a, b in zip(shown[1], shown[2], strict=True))
 
 
-def test_best_epoch_outlives_a_stop(run, monkeypatch):
+def test_best_epoch_outlives_a_stop(run, finished, tmp_path, monkeypatch):
+    shutil.copytree(finished, tmp_path / "unbroken")
+    unbroken = tiny.run_in(tmp_path / "unbroken")
+    _scored(monkeypatch, 0.3, 0.5, 0.4)
+    wanted = training.train(SELECTED, unbroken)
     shown = _scored(monkeypatch, 0.3, 0.5, 0.4)
     _stopped(run, monkeypatch, SELECTED, epoch=2)
     result = training.train(SELECTED, run)
-    assert result["selection"] == {"epoch": 2, "accuracy": 0.5}
-    for ours, wanted in zip(_saved(run), shown[1], strict=True):
-        np.testing.assert_array_equal(ours, wanted)
+    assert len(shown) == 3  # an epoch is scored once
+    assert result["selection"] == wanted["selection"] == {"epoch": 2, "accuracy": 0.5}
+    assert result["training"] == wanted["training"]
+    for ours, theirs in zip(_saved(run), _saved(unbroken), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_resumed_selection_is_the_unbroken_one(run, finished, tmp_path, monkeypatch):

@@ -40,7 +40,8 @@ def finished_rows(tmp_path_factory):
 def test_network_of_a_task_answers_as_the_row_was_scored(name, finished_rows):
     work_dir, rows = finished_rows
     row = rows[name]
-    tasks = row.test.tasks(row.shots, None)
+    tasks, run = row.test.tasks(row.shots, None), tiny.run_in(work_dir)
+    wanted = row.chosen(run).answers(row.networks(run), row.test.pool(None), tasks)
     scored = storage.read_json(work_dir / "stages" / name / "result.json")["accuracies"]
     names = episodes.facts(row.test.task).class_names
     for number in (0, 3):
@@ -49,6 +50,7 @@ def test_network_of_a_task_answers_as_the_row_was_scored(name, finished_rows):
         assert len(model.data.train.labels) == 3 * row.shots
         images = model.data.test.images.astype(np.float32)
         answers = networks.outputs_of(model.network, [images])["logits"].argmax(axis=1)
+        np.testing.assert_array_equal(answers, wanted[number])
         accuracy = np.mean(answers == model.data.test.labels)
         assert accuracy == pytest.approx(scored[number], abs=1e-6)
         assert model.result["accuracy"] == pytest.approx(scored[number], abs=1e-6)
@@ -80,8 +82,9 @@ def test_saved_model_knows_the_tasks_classes(finished_rows, tmp_path):
         ("svm_2_shot", 0, "LinearSvm does not make a network of a task"),
         ("fine_tune_2_shot", 5, "--task=5: fine_tune_2_shot has the tasks 0 to 4"),
         ("fine_tune_2_shot", -1, "--task=-1"),
-        ("fine_tune_3_shot", 0, r"--stage=fine_tune_3_shot .*fine_tune_2_shot"),
-        (None, 0, r"--stage.*fine_tune_2_shot"),
+        ("fine_tune_3_shot", None, r"--stage=fine_tune_3_shot .*fine_tune_2_shot"),
+        (None, None, r"--stage.*fine_tune_2_shot"),
+        ("convnet", 1, r"--task=1 goes with a row.*--stage=convnet"),
     ],
 )
 def test_what_cannot_be_exported_is_named(name, number, message, finished_rows):

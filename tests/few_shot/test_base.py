@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -40,6 +42,20 @@ def test_pool_asks_a_network_once(monkeypatch):
     first = pool.embeddings(network)
     monkeypatch.setattr(networks, "outputs_of", None)
     assert pool.embeddings(network) is first
+
+
+def test_pool_keeps_networks_apart():
+    pool, answers, asked = pool_of(1, 16), [], []
+    for seed in range(2):
+        tf.keras.utils.set_random_seed(seed)
+        network = networks.embedding_network(ConvNet(channels=4), 16)
+        answers.append(pool.embeddings(network))
+        asked.append(weakref.ref(network))
+    assert np.abs(answers[0] - answers[1]).max() > 1e-2
+    # It knows networks by their ids: one that were gone could leave its id to another.
+    del network
+    gc.collect()
+    assert all(reference() is not None for reference in asked)
 
 
 def test_labels_and_images_come_class_by_class():

@@ -1,7 +1,7 @@
 """Two replicas take the steps that one device takes when batches are tasks.
 
-Expected values come from the same stage trained on one device. MAML's replicas have a task each;
-those of the others see a batch's tasks together, as a replica's half of them would not do.
+Expected values come from the same stage trained on one device. ProtoNet's and FEAT's task lies
+across the replicas, two of its classes on either; MAML's replicas have a task each.
 """
 
 from __future__ import annotations
@@ -19,65 +19,86 @@ from refilled_tf.data.task import Task
 from refilled_tf.few_shot.feat import Feat
 from refilled_tf.few_shot.maml import Maml
 from refilled_tf.few_shot.protonet import ProtoNet
-from refilled_tf.learners.base import GlobalBatch
-from refilled_tf.models.convnet import ConvNet
+from refilled_tf.learners import base
 
-DATA = dataclasses.replace(tiny.DATA, class_split=RandomParts(4, 3, 3), image_size=16, load_size=16)
-TASK = {"ways": 2, "shots": 2, "queries": 3}
-# A batch holds two tasks of two classes; the first replica gets one, the second the other.
+DATA = dataclasses.replace(tiny.DATA, class_split=RandomParts(4, 3, 3))
+# Four classes, the first two for the first replica, with 2 + 3 images each; five such steps.
 RECIPE = dataclasses.replace(tiny.RECIPE, epochs=1, batch_size=20, classes_per_batch=4)
-OBJECTIVES = {
-    "protonet": ProtoNet(**TASK, temperature=4.0),
-    "feat": Feat(**TASK, temperature=4.0),
-    "maml": Maml(**TASK, inner_steps=2),
+IMAGES = {"shots": 2, "queries": 3}
+ACROSS = {
+    "protonet": ProtoNet(ways=4, **IMAGES, temperature=4.0),
+    "feat": Feat(ways=4, **IMAGES, temperature=4.0),
 }
+OBJECTIVES = ACROSS | {"maml": Maml(ways=2, **IMAGES, inner_steps=2)}
 
 
-def _train(objective, work_dir, devices, monkeypatch):
-    """Returns the logs, and the weights of the network and its head."""
+@pytest.fixture
+def built(monkeypatch):
+    """The learners that are trained and the weights they start from."""
     built = []
 
-    class Kept(training.Learner):
+    class Kept(base.Learner):
         def __init__(self, *args):
             super().__init__(*args)
-            built.append(self)
+            built.append((self, _weights(self)))
 
     monkeypatch.setattr(training, "Learner", Kept)
-    spec = tiny.first(
-        objective=objective, task=Task(DATA, "teacher", 25), backbone=ConvNet(4), recipe=RECIPE
-    )
-    result = training.train(spec, tiny.run_in(work_dir, devices))
-    monkeypatch.undo()
-    (learner,) = built
-    weights = [w for network in learner.trained.values() for w in network.get_weights()]
-    return result["training"], weights
+    return built
+
+
+def _weights(learner):
+    """Returns those of the network and of its head, by name."""
+    return {name: network.get_weights() for name, network in learner.trained.items()}
+
+
+def _largest_difference(one, other):
+    return max(np.abs(a - b).max() for a, b in zip(one, other, strict=True))
+
+
+def _train(objective, work_dir, devices):
+    """Returns the logs of an epoch."""
+    spec = tiny.first(objective=objective, task=Task(DATA, "teacher", 25), recipe=RECIPE)
+    return training.train(spec, tiny.run_in(work_dir, devices))["training"]
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_two_replicas_are_one_device(name, tmp_path, monkeypatch):
-    logs, weights = _train(OBJECTIVES[name], tmp_path / "one", 1, monkeypatch)
-    two_logs, two_weights = _train(OBJECTIVES[name], tmp_path / "two", 2, monkeypatch)
-    # 16×16 images leave batch norm a single pixel in the end, which amplifies rounding.
-    for one, two in zip(weights, two_weights, strict=True):
-        np.testing.assert_allclose(two, one, rtol=0, atol=2e-4)
-    assert two_logs == pytest.approx(logs, rel=1e-3, abs=1e-4)
+def test_two_replicas_are_one_device(name, tmp_path, built):
+    logs = _train(OBJECTIVES[name], tmp_path / "one", 1)
+    two_logs = _train(OBJECTIVES[name], tmp_path / "two", 2)
+    (one, start), (two, _) = built
+    weights, two_weights = _weights(one), _weights(two)
+    assert set(weights) == ({"student"} if name == "protonet" else {"student", "head"})
+    for network in weights:
+        assert _largest_difference(weights[network], two_weights[network]) < 1e-5
+        assert _largest_difference(weights[network], start[network]) > 1e-3
+    assert two_logs == pytest.approx(logs, rel=1e-5, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["protonet", "feat"])
-def test_a_task_on_two_replicas_is_one_task(name):
-    """What a replica sees of a task is no task: only the gathered batch has this gradient."""
-    objective = dataclasses.replace(OBJECTIVES[name], ways=4)
-    head = objective.head(6)
-    embedding = tf.Variable(np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32))
-    halves = dataclasses.replace(objective, ways=2)
+@pytest.mark.parametrize("name", ACROSS)
+def test_without_gathering_a_replica_has_no_task(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "_gather", lambda x: x)
+    with pytest.raises(ValueError, match="evenly divisible"):
+        _train(ACROSS[name], tmp_path / "apart", 2)
 
-    def gradient(objective, rows):
+
+@pytest.mark.parametrize("name", ACROSS)
+def test_halves_of_these_tasks_have_another_gradient(name):
+    """The tests above can tell a task across replicas from what either replica has of it."""
+    objective = ACROSS[name]
+    embedding_size, rows = 6, RECIPE.batch_size
+    head = objective.head(embedding_size)
+    outputs = np.random.default_rng(0).normal(size=(rows, embedding_size)).astype(np.float32)
+
+    def gradient(objective, outputs):
+        embedding = tf.Variable(outputs)
         with tf.GradientTape() as tape:
-            outputs = {"embedding": embedding[rows]}
-            labels = tf.zeros(outputs["embedding"].shape[0], tf.int32)
-            batch = GlobalBatch(labels, outputs, None, None, tf.constant(0.0), head=head)
+            labels = tf.zeros(len(outputs), tf.int32)  # the order says which class is which
+            batch = base.GlobalBatch(
+                labels, {"embedding": embedding}, None, None, tf.constant(0.0), head=head
+            )
             loss, _ = objective(batch)
-        return tf.convert_to_tensor(tape.gradient(loss, embedding)).numpy()
+        return tape.gradient(loss, embedding).numpy()
 
-    apart = (gradient(halves, slice(0, 10)) + gradient(halves, slice(10, 20))) / 2
-    assert np.abs(gradient(objective, slice(None)) - apart).max() > 1e-3
+    half = dataclasses.replace(objective, ways=2)
+    halves = np.concatenate([gradient(half, part) for part in np.split(outputs, 2)]) / 2
+    assert np.abs(gradient(objective, outputs) - halves).max() > 1e-3
