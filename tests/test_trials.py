@@ -117,6 +117,8 @@ def test_row_of_other_settings_is_refused(spec, outcome):
         (["trials.shots = (200,)"], r"class '\d' has \d+ images.*shots=200"),
         (["Episodes.ways = 4", ONLY_SVM], r"Episodes\.ways=4 exceeds the 3 classes"),
         (["RandomParts.validation = 0"], r"validation"),
+        (["FineTune.first = ('logits', 'block7')"], r"no layer 'block7'.*block4_conv"),
+        (["fine_tune/trials.network = @resnet12/Stage()"], r"no layer 'block4_conv'"),
         (["meta/Recipe.batch_size = 20"], r"Recipe\.batch_size=20"),
     ],
 )

@@ -85,6 +85,11 @@ class Adaptation(Learner):
                 )
         require(self.group >= 1, f"{type(self).__name__}.group={self.group} must be at least 1")
 
+    def check_network(self, network: tf.keras.Model) -> None:
+        """Refuses a network without the layers to train, or with branches there."""
+        for first in {candidate.first for candidate in self.candidates()}:
+            Chain([with_classifier(network, 2)], first)
+
     def answers(self, networks: Networks, pool: Pool, tasks: Tasks) -> np.ndarray:
         """Takes the class of the largest logit."""
         return np.argmax(self.logits(networks, pool, tasks), axis=-1)

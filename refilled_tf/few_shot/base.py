@@ -91,6 +91,13 @@ class Learner:
             InputError: naming what it needs.
         """
 
+    def check_network(self, network: tf.keras.Model) -> None:
+        """Refuses a network, with fresh weights, whose layers it cannot work on.
+
+        Raises:
+            InputError: naming the layer.
+        """
+
     def candidates(self) -> list[Learner]:
         """Returns a learner for each combination of the options given as tuples."""
         options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}

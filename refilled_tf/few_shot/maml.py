@@ -97,6 +97,10 @@ class InnerLoop(Learner):
             f"Episodes.ways={ways}",
         )
 
+    def check_network(self, network: tf.keras.Model) -> None:
+        """Refuses a network with branches."""
+        Chain([network])
+
     def answers(self, networks: Networks, pool: Pool, tasks: Tasks) -> np.ndarray:
         """Takes the class of the largest logit."""
         return np.argmax(self.logits(networks, pool, tasks), axis=-1)

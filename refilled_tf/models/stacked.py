@@ -36,11 +36,18 @@ class Chain:
             InputError: there is no such layer, a layer has several inputs, or is of a kind that
                 is not known here.
         """
-        layers = [layer for network in networks for layer in _in_order(network)]
+        layers = [layer for network in networks for layer in network.layers]
+        starts = [network.layers[0] for network in networks]
         names = [layer.name for layer in layers]
         if first is not None:
             require(first in names, f"the network has no layer {first!r}; it has {names}")
             layers = layers[names.index(first) :]
+        for before, layer in itertools.pairwise(layers):
+            require(
+                layer in starts or layer.input is before.output,
+                f"layer {layer.name!r} does not follow {before.name!r} alone: only layers without "
+                "branches can be stacked",
+            )
         unknown = [layer for layer in layers if type(layer) not in _LAYERS]
         require(
             not unknown,
@@ -84,18 +91,6 @@ class Chain:
             own = [next(weights) for _ in layer.trainable_weights]
             x = _LAYERS[type(layer)](layer, own, x, batch_statistics)
         return x
-
-
-def _in_order(network: tf.keras.Model) -> list[tf.keras.layers.Layer]:
-    """Returns the layers of a network in which each has the one before it as its only input."""
-    layers = network.layers
-    for before, layer in itertools.pairwise(layers):
-        require(
-            layer.input is before.output,
-            f"layer {layer.name!r} does not follow {before.name!r} alone: only networks without "
-            "branches can be stacked",
-        )
-    return layers
 
 
 def _convolution(

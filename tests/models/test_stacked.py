@@ -97,9 +97,12 @@ def test_unknown_first_layer_is_named():
         Chain([_network()], "block9_conv")
 
 
-def test_networks_with_branches_are_refused():
+def test_branches_are_refused_but_below_the_chain():
+    network = with_classifier(embedding_network(WideResNet(10, 1), 16), WAYS)
     with pytest.raises(InputError, match="without branches"):
-        Chain([embedding_network(WideResNet(10, 1), 16)])
+        Chain([network])
+    chain = Chain([network], "logits")
+    assert [tuple(w.shape) for w in chain.variables] == [(64, WAYS), (WAYS,)]
 
 
 def test_layers_that_cannot_be_stacked_are_named():
