@@ -145,7 +145,8 @@ def _teacher(stage: Stage) -> Stage | None:
 
 
 def _described(stage: Stage) -> str:
-    return f"`{stage.name}` ({stage.method}), a {stage.backbone} on the {stage.task.role}'s classes"
+    classes = f" on the {stage.task.role}'s classes" if stage.objective.trains else ", as it came"
+    return f"`{stage.name}` ({stage.method}), a {stage.backbone}{classes}"
 
 
 def _signature_row(name: str, function: tf.types.experimental.ConcreteFunction) -> str:

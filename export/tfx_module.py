@@ -88,7 +88,7 @@ def _load(fn_args: Any) -> Experiment:
 
 def _epochs(spec: Experiment, steps: int) -> list[str]:
     """Returns settings that give the student's stages so many steps and the teacher its own."""
-    by_role = {stage.task.role: stage for stage in spec.stages()}
+    by_role = {each.task.role: each for each in spec.stages() if each.objective.trains}
     require("student" in by_role, "the experiment has no stage that trains a student")
     student = by_role["student"]
     index = read_index(student.task.data.source, spec.data_dir)

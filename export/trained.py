@@ -80,12 +80,28 @@ def load(
     finished = {stage.name for stage in experiment.stages() if where.is_finished(stage)}
     stage = choose_stage(experiment.stages(), finished, stage_name, rows)
     stages.check_folder(stage, where)
+    network = stages.load_network(stage, where)
+    stage = dataclasses.replace(stage, task=_at_image_size(stage.task))
     return Trained(
         stage,
-        stages.load_network(stage, where),
+        network,
         task.load(stage.task, data_dir),
         storage.read_json(where.folder(stage) / "result.json"),
         config.operative_config(),
+    )
+
+
+def _at_image_size(whole: task.Task) -> task.Task:
+    """Returns a task whose images are loaded so much smaller that views need no resizing.
+
+    An export takes what the network takes, and a phone's runtime cannot resize with antialiasing.
+    """
+    data = whole.data
+    if data.view_size is None:
+        return whole
+    loaded = round(data.load_size * data.image_size / data.view_size)
+    return dataclasses.replace(
+        whole, data=dataclasses.replace(data, load_size=loaded, view_size=None)
     )
 
 

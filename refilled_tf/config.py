@@ -30,11 +30,19 @@ from refilled_tf.learners import (  # noqa: F401
     joint,
     local,
     nst,
+    pretrained,
     relationship,
     rkd,
     vid,
 )
-from refilled_tf.models import convnet, mobilenet, resnet, resnet12, wide_resnet  # noqa: F401
+from refilled_tf.models import (  # noqa: F401
+    convnet,
+    keras_files,
+    mobilenet,
+    resnet,
+    resnet12,
+    wide_resnet,
+)
 
 GIN_FOLDER = Path(__file__).resolve().parent.parent / "gin"
 OPERATIVE = "operative_config.gin"

@@ -65,7 +65,7 @@ def evaluate(each: stage.Stage, where: stage.Run) -> None:
         quality = training.score(each, network, data)["embedding"]
         print("  ".join(f"{name} {100 * x:.2f}" for name, x in quality.items()))
         return
-    images = batches.scoring_batches(data.test, each.task.data.image_size)
+    images = batches.scoring_batches(data.test, each.task.data.crop_size)
     predictions = np.argmax(networks.outputs_of(network, images)["logits"], axis=-1)
     accuracy = 100 * np.mean(predictions == data.test.labels)
     print(f"accuracy {accuracy:.2f}")

@@ -190,6 +190,9 @@ def main(argv: list[str]) -> None:
     )
     taught = next((each for each in spec.stages() if each.name == "teacher"), None)
     require(taught is not None, f"--work_dir={FLAGS.work_dir} has no stage 'teacher'")
+    require(
+        taught.objective.classifies, f"--work_dir={FLAGS.work_dir}: the teacher is no classifier"
+    )
     stage.check_folder(taught, where)
     teacher = stage.load_network(taught, where)
     data = task.load(taught.task, where.data_dir)
@@ -199,7 +202,7 @@ def main(argv: list[str]) -> None:
         f"--sizes={FLAGS.sizes} begins with tasks of {smallest} of {len(data.class_names)} "
         f"classes: too few for --batch_size={FLAGS.batch_size} images",
     )
-    size = taught.task.data.image_size
+    size = taught.task.data.crop_size
     measurements = []
     for num_classes, seed in tqdm(list(_tasks(len(data.class_names), FLAGS.sizes, FLAGS.seeds))):
         tf.keras.utils.set_random_seed(seed)

@@ -62,7 +62,7 @@ class Probe:
         """Returns "scored_on", "images", "accuracy", the "embedding" quality and "seconds"."""
         started = time.monotonic()
         data = load(self.task, run.data_dir)
-        network, size = load_network(self.teacher, run), self.task.data.image_size
+        network, size = load_network(self.teacher, run), self.task.data.crop_size
         train, test = (
             networks.outputs_of(network, batches.scoring_batches(part, size))["embedding"]
             for part in (data.train, data.test)

@@ -66,7 +66,7 @@ class Stage:
         task: classes and images.
         backbone: the network under training.
         objective: what it minimises.
-        recipe: how long and how fast.
+        recipe: how long and how fast; dropped where the objective trains nothing.
         start: the stage whose embedding weights it starts from; None starts from scratch.
         teacher: the stage whose network teaches; dropped where the objective needs none.
         teacher_cache: how often the teacher is run; the default where there is none.
@@ -79,7 +79,7 @@ class Stage:
     task: Task
     backbone: networks.Backbone
     objective: Objective
-    recipe: Recipe
+    recipe: Recipe | None = None
     start: Stage | None = None
     teacher: Stage | None = None
     teacher_cache: TeacherCache = TeacherCache()
@@ -91,12 +91,13 @@ class Stage:
             re.fullmatch(r"[\w.-]*\w", self.name) is not None,
             f"Stage.name={self.name!r} names a folder: letters, digits, '_', '-' and '.' only",
         )
-        kinds = {
-            "task": Task,
-            "objective": Objective,
-            "recipe": Recipe,
-            "teacher_cache": TeacherCache,
-        } | ({"selection": Selection} if self.selection is not None else {})
+        kinds = {"task": Task, "objective": Objective, "teacher_cache": TeacherCache}
+        if getattr(self.objective, "trains", True):
+            kinds |= {"recipe": Recipe}
+        else:
+            for option in ("recipe", "start", "selection"):
+                object.__setattr__(self, option, None)
+        kinds |= {"selection": Selection} if self.selection is not None else {}
         for option, kind in kinds.items():
             value = getattr(self, option)
             require(
@@ -150,8 +151,13 @@ def _digest(settings: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-# The name in the table, and what to do with images that a finished stage has not met.
-_NO_SETTINGS = ("Stage.method", "Data.on_corrupt")
+# The name in the table, what to do with images that a finished stage has not met, and where a
+# file lies whose content is a setting.
+_NO_SETTINGS = ("Stage.method", "Data.on_corrupt", "KerasFile.file")
+
+# Options that are listed only where they are set, so that a folder from before there were any is
+# still known to be made with the same settings.
+_LISTED_IF_SET = ("Data.view_size",)
 
 
 def _flatten(spec: Any) -> dict[str, Any]:
@@ -160,13 +166,16 @@ def _flatten(spec: Any) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for field in dataclasses.fields(spec):
         value = getattr(spec, field.name)
-        if isinstance(value, Stage) or f"{owner}.{field.name}" in _NO_SETTINGS:
+        name = f"{owner}.{field.name}"
+        if isinstance(value, Stage) or name in _NO_SETTINGS:
+            continue
+        if name in _LISTED_IF_SET and value == field.default:
             continue
         if dataclasses.is_dataclass(value):
-            flat[f"{owner}.{field.name}"] = type(value).__name__
+            flat[name] = type(value).__name__
             flat |= _flatten(value)
         else:
-            flat[f"{owner}.{field.name}"] = list(value) if isinstance(value, tuple) else value
+            flat[name] = list(value) if isinstance(value, tuple) else value
     return flat
 
 
@@ -231,6 +240,9 @@ def check(stage: Stage, run: Run) -> None:
         InputError: naming the option, class or dataset at fault.
     """
     check_folder(stage, run)
+    if not stage.objective.trains:
+        networks.embedding_network(stage.backbone, stage.task.data.crop_size)
+        return
     recipe, replicas = stage.recipe, run.strategy.num_replicas_in_sync
     require(
         recipe.batch_size >= replicas and recipe.batch_size % replicas == 0,
@@ -247,7 +259,7 @@ def check(stage: Stage, run: Run) -> None:
         teacher = stage.teacher.task
         known = select(teacher, read_index(teacher.data.source, run.data_dir)).class_names
         require(
-            known == selection.class_names,
+            stage.teacher.objective.classifies and known == selection.class_names,
             f"stage {stage.name!r} has the objective {type(stage.objective).__name__}, whose "
             "teacher must have learnt the student's classes; take Data.class_split = "
             "@SharedClasses(), or a cross-task objective",

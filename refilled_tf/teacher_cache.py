@@ -131,7 +131,7 @@ def _fill(
     @tf.function
     def ask(images, numbers):
         pixels = augment(tf.repeat(images, cache.views, axis=0), tf.reshape(numbers, (-1, 3)))
-        outputs = teacher(pixels, training=False)
+        outputs = teacher(networks.resized(pixels, teacher.input_shape[1]), training=False)
         return {name: tf.cast(x, tf.float16) for name, x in outputs.items()}
 
     numbers = _numbers(cache, examples)
@@ -170,7 +170,7 @@ def _key(
             for weight in sorted(teacher.weights, key=lambda weight: weight.name)
         ),
         "training images": _digest([examples.images]),
-        "Data.image_size": data.image_size,
+        "Data.view_size" if data.view_size else "Data.image_size": data.crop_size,
         "Data.pad": data.pad,
         "Data.flip": data.flip,
         "teacher_cache.views": cache.views,

@@ -47,12 +47,34 @@ def train(stage: Stage, run: Run) -> dict[str, Any]:
         return storage.read_json(folder / "result.json")
 
     data = load(stage.task, run.data_dir)
-    learner, steps = _build(stage, run, data)
-    progress = _Progress(stage, run, learner, steps)
     if run.is_chief:
         facts = {"settings": stage.settings(), "digest": stage.digest()}
         facts |= {"class_names": data.class_names, "training_images": len(data.train.labels)}
         storage.write_json(folder / "stage.json", facts)
+    trained, facts = (_fit if stage.objective.trains else _take)(stage, run, data)
+    network = trained["model.keras"]
+    result = score(stage, network, data) | facts | {"parameters": count_parameters(network)}
+    if run.is_chief:
+        for file, each in trained.items():
+            with storage.replacing(folder / file) as path:
+                each.save(path)
+        storage.write_json(folder / "result.json", result)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    run.wait_for_all()
+    return result
+
+
+def _take(stage: Stage, run: Run, data: TaskData) -> tuple[dict[str, tf.keras.Model], dict]:
+    """Does what `_fit` does, for a stage whose weights are known already."""
+    started = time.monotonic()
+    network = networks.embedding_network(stage.backbone, stage.task.data.crop_size)
+    return {"model.keras": network}, {"seconds": round(time.monotonic() - started, 1)}
+
+
+def _fit(stage: Stage, run: Run, data: TaskData) -> tuple[dict[str, tf.keras.Model], dict]:
+    """Trains; returns networks by the names of their files, and what result.json says of them."""
+    learner, steps = _build(stage, run, data)
+    progress = _Progress(stage, run, learner, steps)
     first, total = progress.finished_epochs, stage.recipe.total_epochs
     if first < total:
         learner.fit(
@@ -64,26 +86,17 @@ def train(stage: Stage, run: Run) -> dict[str, Any]:
             verbose=0,
         )
     progress.choose()
-    network = _without_strategy(learner.student)
-    result = score(stage, network, data) | {
+    trained = {"model.keras": _without_strategy(learner.student)}
+    if learner.head is not None:
+        trained["head.keras"] = _without_strategy(learner.head)
+    facts = {
         "seconds": round(float(progress.seconds.numpy()), 1),
         "epochs": total,
-        "parameters": count_parameters(network),
         "training": progress.last_logs,
     }
-    saved = {"model.keras": network}
-    if learner.head is not None:
-        saved["head.keras"] = _without_strategy(learner.head)
     if stage.selection:
-        result["selection"] = progress.best_selection
-    if run.is_chief:
-        for file, trained in saved.items():
-            with storage.replacing(folder / file) as path:
-                trained.save(path)
-        storage.write_json(folder / "result.json", result)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    run.wait_for_all()
-    return result
+        facts["selection"] = progress.best_selection
+    return trained, facts
 
 
 def score(stage: Stage, network: tf.keras.Model, data: TaskData) -> dict[str, Any]:
@@ -96,7 +109,7 @@ def score(stage: Stage, network: tf.keras.Model, data: TaskData) -> dict[str, An
     result = {"scored_on": data.scored_on, "images": len(data.test.labels)}
     if not stage.objective.runs_alone:
         return result
-    size = stage.task.data.image_size
+    size = stage.task.data.crop_size
     test = networks.outputs_of(network, batches.scoring_batches(data.test, size))
     if stage.objective.classifies:
         return result | {"accuracy": float(accuracy(test["logits"], data.test.labels))}
@@ -159,7 +172,8 @@ def _build(stage: Stage, run: Run, data: TaskData) -> tuple[Learner, int]:
         teacher = load_network(stage.teacher, run) if stage.teacher else None
         centers = None
         if stage.objective.needs_teacher_centers:
-            outputs = networks.outputs_of(teacher, batches.scoring_batches(data.train, size))
+            crops = batches.scoring_batches(data.train, stage.task.data.crop_size)
+            outputs = networks.outputs_of(teacher, crops)
             centers, _ = class_centers(
                 outputs["embedding"], data.train.labels, len(data.class_names)
             )
@@ -179,8 +193,10 @@ def _build(stage: Stage, run: Run, data: TaskData) -> tuple[Learner, int]:
 
 def _distributed_batches(stage: Stage, run: Run, examples: Examples, first: int, steps: int):
     """Returns the batches of all epochs from `first` on, dealt out to workers and replicas."""
-    recipe = stage.recipe
+    recipe, data = stage.recipe, stage.task.data
     views = teacher_cache.views(stage, run, examples)
+    # A teacher that is asked in every step sees the crop before it is resized for the student.
+    size = data.crop_size if stage.teacher and views is None else data.image_size
     order = np.concatenate(
         [
             batches.epoch_order(
@@ -191,7 +207,7 @@ def _distributed_batches(stage: Stage, run: Run, examples: Examples, first: int,
     )
     return run.strategy.distribute_datasets_from_function(
         lambda context: batches.training_batches(
-            examples, stage.task.data, order, stage.seed, first * steps, context, views
+            examples, data, order, stage.seed, first * steps, context, views, size
         )
     )
 

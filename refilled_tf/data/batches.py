@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from refilled_tf.data.task import Data, Examples
 from refilled_tf.errors import require
+from refilled_tf.models.networks import resized
 
 
 class Views(NamedTuple):
@@ -102,28 +103,28 @@ def augmentation(data: Data) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
     cut out here.
 
     Args:
-        data: image size and augmentation.
+        data: crop size and augmentation.
 
     Returns:
         A function of images [b, load_size, load_size, 3] and numbers [b, 3] float32 in [0, 1),
-        for top, left and flip, that returns [b, image_size, image_size, 3] float32.
+        for top, left and flip, that returns [b, crop_size, crop_size, 3] float32.
     """
     # The layer asks for TensorFlow's global generator, which must have a seed when ops are
     # deterministic; nothing is drawn from it.
     tf.random.set_global_generator(tf.random.Generator.from_seed(0))
-    flip = keras_cv.layers.RandomFlip()
+    flip, size = keras_cv.layers.RandomFlip(), data.crop_size
 
     def augment(images, numbers):
         batch = tf.cast(images, tf.float32)
         batch = tf.pad(batch, ((0, 0), (data.pad,) * 2, (data.pad,) * 2, (0, 0)))
-        corners = tf.cast(numbers[:, :2] * (batch.shape[1] - data.image_size + 1), tf.int32)
-        side = tf.range(data.image_size)
+        corners = tf.cast(numbers[:, :2] * (batch.shape[1] - size + 1), tf.int32)
+        side = tf.range(size)
         batch = tf.gather(batch, corners[:, :1] + side, axis=1, batch_dims=1)
         batch = tf.gather(batch, corners[:, 1:] + side, axis=2, batch_dims=1)
         if data.flip:
             sides = {"flip_horizontals": numbers[:, 2:], "flip_verticals": numbers[:, 2:] * 0}
             batch = flip.augment_images(batch, sides)
-        return tf.ensure_shape(batch, (images.shape[0], data.image_size, data.image_size, 3))
+        return tf.ensure_shape(batch, (images.shape[0], size, size, 3))
 
     return augment
 
@@ -136,6 +137,7 @@ def training_batches(
     first_step: int = 0,
     context: tf.distribute.InputContext | None = None,
     views: Views | None = None,
+    size: int | None = None,
 ) -> tf.data.Dataset:
     """Builds the augmented batches of one input pipeline.
 
@@ -150,10 +152,11 @@ def training_batches(
         first_step: number of `order`'s first step since the beginning of the training.
         context: the place of this pipeline among workers and replicas; None for the only one.
         views: the only augmentations there are; None for fresh ones in every step.
+        size: side S to which crops are resized; None for Data.image_size.
 
     Returns:
-        Dataset of (images [b, image_size, image_size, 3] float32 in [0, 255], labels [b] int32)
-        and, with `views`, as a third {name: [b, …] float32} of their outputs; b = B / replicas.
+        Dataset of (images [b, S, S, 3] float32 in [0, 255], labels [b] int32) and, with `views`,
+        as a third {name: [b, …] float32} of their outputs; b = B / replicas.
         Consecutive elements belong to consecutive replicas.
     """
     context = context or tf.distribute.InputContext()
@@ -176,7 +179,8 @@ def training_batches(
             chosen = tf.slice(chosen, (start,), (per_replica,))
             numbers = tf.gather_nd(views.numbers, tf.stack([rows, chosen], axis=1))
             taught = (views.read(rows, chosen),)
-        return augment(tf.gather(images, rows), numbers), tf.gather(labels, rows), *taught
+        crops = augment(tf.gather(images, rows), numbers)
+        return resized(crops, size or data.image_size), tf.gather(labels, rows), *taught
 
     elements = (
         rows.reshape(-1, per_replica),
@@ -188,27 +192,27 @@ def training_batches(
     return dataset.prefetch(tf.data.AUTOTUNE)
 
 
-def scoring_batches(examples: Examples, image_size: int, batch_size: int = 256) -> Iterator:
+def scoring_batches(examples: Examples, size: int, batch_size: int = 256) -> Iterator:
     """Yields the un-augmented centre crops in their order.
 
     Args:
         examples: N images.
-        image_size: side of the crop.
+        size: side S of the crop, Data.crop_size.
         batch_size: the last batch may be smaller.
 
     Yields:
-        [b, image_size, image_size, 3] float32 in [0, 255].
+        [b, S, S, 3] float32 in [0, 255].
     """
-    cropped = center_crop(examples.images, image_size)
+    cropped = center_crop(examples.images, size)
     for start in range(0, len(cropped), batch_size):
         yield cropped[start : start + batch_size].astype(np.float32)
 
 
-def center_crop(images, image_size: int):
-    """Cuts the centres of square images out: [N, L, L, 3] to [N, image_size, image_size, 3].
+def center_crop(images, size: int):
+    """Cuts the centres of square images out: [N, L, L, 3] to [N, S, S, 3].
 
     By slicing alone, so it serves arrays (of which it returns a view) and tensors in a graph.
     """
-    margin = (images.shape[1] - image_size) // 2
-    window = slice(margin, margin + image_size)
+    margin = (images.shape[1] - size) // 2
+    window = slice(margin, margin + size)
     return images[:, window, window]

@@ -49,9 +49,11 @@ class Data:
         num_classes: only the first so many classes take part; None takes all.
         train_fraction: share of each class's images that train; None keeps the dataset's split.
         split_seed: seed of the instance splits.
-        image_size: side of a network's input, in pixels.
-        load_size: side to which images are resized when loaded, ≥ image_size; training takes
-            random crops of them, scoring the centre.
+        image_size: side of a student's input, in pixels.
+        load_size: side to which images are resized when loaded; training takes random crops of
+            them, scoring the centre.
+        view_size: side of these crops, where a teacher is to see them in a higher resolution than
+            the student, for whom they are resized to image_size; None for image_size.
         pad: black pixels added on every edge before the random crop.
         flip: whether training images are mirrored at random.
         on_corrupt: what to do with an undecodable image: "error" stops, "skip" leaves it out.
@@ -64,6 +66,7 @@ class Data:
     split_seed: int = 0
     image_size: int = 224
     load_size: int = 256
+    view_size: int | None = None
     pad: int = 0
     flip: bool = True
     on_corrupt: str = "error"
@@ -75,6 +78,11 @@ class Data:
             f"Data.image_size={self.image_size}, both positive",
         )
         require(
+            self.load_size >= self.crop_size >= self.image_size,
+            f"Data.view_size={self.view_size} must lie between Data.image_size={self.image_size} "
+            f"and Data.load_size={self.load_size}, or be None",
+        )
+        require(
             self.train_fraction is None or 0 < self.train_fraction < 1,
             f"Data.train_fraction={self.train_fraction} must lie between 0 and 1, or be None "
             "for the dataset's own split",
@@ -83,6 +91,11 @@ class Data:
             self.on_corrupt in ("error", "skip"),
             f"Data.on_corrupt={self.on_corrupt!r} must be 'error' or 'skip'",
         )
+
+    @property
+    def crop_size(self) -> int:
+        """Side of the crops, before networks that take smaller images have them resized."""
+        return self.view_size or self.image_size
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,13 +43,13 @@ class Pool:
 
     Attributes:
         examples: N images.
-        image_size: side of a network's input, in pixels.
+        crop_size: side of their centres, in pixels.
     """
 
-    def __init__(self, examples: Examples, image_size: int):
+    def __init__(self, examples: Examples, crop_size: int):
         """Takes the images as they are loaded; networks see their centres."""
         self.examples = examples
-        self.image_size = image_size
+        self.crop_size = crop_size
         self._known: dict[tuple[int, str], tuple[tf.keras.Model, np.ndarray]] = {}
 
     def embeddings(self, network: tf.keras.Model) -> np.ndarray:
@@ -64,7 +64,7 @@ class Pool:
         key = id(network), layer
         if key not in self._known:
             asked = tf.keras.Model(network.input, {"": tensor})
-            batch = batches.scoring_batches(self.examples, self.image_size)
+            batch = batches.scoring_batches(self.examples, self.crop_size)
             # With the network, which keeps its id from being given to another one.
             self._known[key] = network, networks.outputs_of(asked, batch)[""]
         return self._known[key][1]
@@ -169,7 +169,7 @@ class Protocol:
 
     def pool(self, data_dir: str | None) -> Pool:
         """Loads all images of the classes."""
-        return Pool(episodes.pool(self.task, data_dir), self.task.data.image_size)
+        return Pool(episodes.pool(self.task, data_dir), self.task.data.crop_size)
 
     def tasks(self, shots: int, data_dir: str | None) -> Tasks:
         """Draws the tasks, as rows of the pool."""

@@ -43,6 +43,7 @@ class Objective:
 
     Attributes:
         classifies: whether the network it trains has a classifier on top of the embedding.
+        trains: whether there is anything to train.
         needs_teacher: whether it looks at a teacher.
         shares_classes: whether the teacher must have learnt the student's very classes.
         runs_alone: whether the network it trains is of use as it is, and so worth scoring; not
@@ -51,6 +52,7 @@ class Objective:
     """
 
     classifies: ClassVar[bool] = True
+    trains: ClassVar[bool] = True
     needs_teacher: ClassVar[bool] = False
     shares_classes: ClassVar[bool] = False
     runs_alone: ClassVar[bool] = True
@@ -192,7 +194,8 @@ class Learner(tf.keras.Model):
         """Runs the networks on this replica's images and gathers the outputs of all replicas.
 
         Args:
-            images: [b, S, S, 3] float32, this replica's share.
+            images: [b, S, S, 3] float32, this replica's share; every network gets them resized to
+                its input.
             labels: [b] int32.
             taught: [b, …] float32, the teacher's outputs where they are known; None runs it.
             training: mode of the student's batch norm.
@@ -200,10 +203,12 @@ class Learner(tf.keras.Model):
         Returns:
             The batch as all replicas together see it, B = Σ b.
         """
-        student = _gather_all(self._student(images, training))
+        student = _gather_all(self._student(_for(self._student, images), training))
         teacher = adapted = None
         if self.objective.needs_teacher:
-            outputs = self._teacher(images, training=False) if taught is None else taught
+            outputs = taught
+            if taught is None:
+                outputs = self._teacher(_for(self._teacher, images), training=False)
             teacher = {name: tf.stop_gradient(x) for name, x in _gather_all(outputs).items()}
         if self.adapter is not None:
             features = {name: student[name] for name in self.objective.features}
@@ -235,6 +240,10 @@ class Learner(tf.keras.Model):
         below = (layer for layer in self.student.layers if layer.name != "logits")
         slow = any(weight is each for layer in below for each in layer.trainable_weights)
         return self.embedding_rate if slow else 1.0
+
+
+def _for(network: tf.keras.Model, images: tf.Tensor) -> tf.Tensor:
+    return networks.resized(images, network.input_shape[1])
 
 
 def _gather_all(outputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

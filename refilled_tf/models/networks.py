@@ -127,8 +127,23 @@ def copy_embedding_weights(source: tf.keras.Model, target: tf.keras.Model) -> No
         layer.set_weights(weights[layer.name])
 
 
+def resized(images: tf.Tensor, size: int) -> tf.Tensor:
+    """Resizes square images, bilinearly and with antialiasing; those of that size stay as they are.
+
+    Args:
+        images: [B, S, S, 3] float32.
+        size: side of the result in pixels.
+
+    Returns:
+        [B, size, size, 3] float32.
+    """
+    if images.shape[1] == size:
+        return images
+    return tf.image.resize(images, (size, size), antialias=True)
+
+
 def outputs_of(network: tf.keras.Model, batches) -> dict[str, np.ndarray]:
-    """Runs a network in inference mode over batches of images.
+    """Runs a network in inference mode over batches of images, resized to its input.
 
     Args:
         network: with named outputs.
@@ -137,5 +152,6 @@ def outputs_of(network: tf.keras.Model, batches) -> dict[str, np.ndarray]:
     Returns:
         For each output name the [N, …] array of all batches.
     """
-    parts = [network(tf.constant(images), training=False) for images in batches]
+    size = network.input_shape[1]
+    parts = [network(resized(tf.constant(images), size), training=False) for images in batches]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -1,0 +1,225 @@
+"""Networks of known weights, from anywhere, as backbones.
+
+A network here may want images of another size, range and colour order than ours. What `build`
+returns takes ours, [B, S, S, 3] RGB in [0, 255], like every other backbone, and starts with
+what turns the one into the other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import gin
+import numpy as np
+import tensorflow as tf
+
+from refilled_tf.errors import InputError, require
+from refilled_tf.models.networks import resized
+
+# As tf.keras.applications.imagenet_utils.preprocess_input means them: [-1, 1]; mean and standard
+# deviation of ImageNet in [0, 1]; BGR minus ImageNet's mean.
+PREPROCESSING = ("none", "tf", "torch", "caffe")
+
+
+@gin.register
+@dataclasses.dataclass(frozen=True)
+class KerasFile:
+    """A network that somebody has saved with Keras.
+
+    Attributes:
+        file: a .keras or .h5 file, or a folder in TensorFlow's SavedModel format that Keras wrote.
+        layer: whose output is the embedding, [B, d], or [B, h, w, d] to be averaged over space.
+            None takes what feeds the last Dense layer, or, without any, what the network returns.
+        preprocessing: what the network wants done to RGB in [0, 255]: "none", if it takes that or
+            does it itself, "tf", "torch" or "caffe".
+        content: hash of the file, which is part of a stage's settings where the path is not.
+    """
+
+    file: str
+    layer: str | None = None
+    preprocessing: str = "none"
+    content: str = dataclasses.field(init=False)
+
+    def __post_init__(self):
+        require(
+            self.preprocessing in PREPROCESSING,
+            f"KerasFile.preprocessing={self.preprocessing!r} must be one of "
+            f"{', '.join(PREPROCESSING)}",
+        )
+        object.__setattr__(self, "content", content_hash(f"KerasFile.file={self.file}", self.file))
+
+    def build(self, image_size: int) -> tf.keras.Model:
+        """Loads the network and cuts it at the embedding.
+
+        Args:
+            image_size: side of our images in pixels; they are resized where the network was made
+                for another one.
+
+        Returns:
+            Functional model: images [B, S, S, 3] in [0, 255] to embeddings [B, d].
+
+        Raises:
+            InputError: Keras cannot read the file, it holds no graph of layers from one image to
+                an embedding, or it has no such layer.
+        """
+        network = _read(self.file)
+        embedding = embedding_of(network, self.layer, f"KerasFile.file={self.file}")
+        return as_backbone(network.input, embedding, image_size, self._preprocess)
+
+    def _preprocess(self, images: np.ndarray) -> np.ndarray:
+        if self.preprocessing == "none":
+            return images
+        return tf.keras.applications.imagenet_utils.preprocess_input(
+            images, mode=self.preprocessing
+        )
+
+
+def content_hash(option: str, path: str) -> str:
+    """Returns a short hash of a file, or of a folder's files and their names.
+
+    Raises:
+        InputError: there is no such file; `option` names it.
+    """
+    root = Path(path).expanduser()
+    require(root.exists(), f"{option} does not exist")
+    digest = hashlib.sha256()
+    for file in sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]:
+        digest.update(os.fsencode(file.relative_to(root)))
+        with file.open("rb") as content:
+            while block := content.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def _read(file: str) -> tf.keras.Model:
+    try:
+        network = tf.keras.models.load_model(Path(file).expanduser(), compile=False)
+    except Exception as error:  # Keras raises whatever the zip, HDF5 or JSON reader raised.
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"KerasFile.file={file}: Keras cannot read it ({type(error).__name__}: {reason}); what "
+            "is accepted is a .keras or .h5 file or a SavedModel folder that Keras wrote, of "
+            "Keras's own layers. Any other network can teach through a file of its embeddings"
+        ) from error
+    require(
+        isinstance(network, tf.keras.Model) and getattr(network, "input_shape", None) is not None,
+        f"KerasFile.file={file} holds no graph of Keras layers (a {type(network).__name__}), so it "
+        "cannot be cut at the embedding; save it as a functional or Sequential model, or let it "
+        "teach through a file of its embeddings",
+    )
+    shape = network.input_shape
+    require(
+        isinstance(shape, tuple) and len(shape) == 4 and shape[3] == 3 and shape[1] == shape[2],
+        f"KerasFile.file={file} takes {_text(shape)}; a teacher takes one batch of square RGB "
+        "images, [None, S, S, 3]",
+    )
+    return network
+
+
+def embedding_of(network: tf.keras.Model, layer: str | None, what: str) -> tf.Tensor:
+    """Finds the embedding in a network.
+
+    Args:
+        network: a functional or Sequential model.
+        layer: the layer's name; None for the default, see `KerasFile`.
+        what: names the network in messages.
+
+    Returns:
+        Symbolic tensor [B, d] or [B, h, w, d].
+
+    Raises:
+        InputError: there is no such layer, or its output is no embedding.
+    """
+    known = {each.name: each for each in network.layers}
+    require(
+        layer is None or layer in known,
+        f"{what} has no layer {layer!r}; candidates: {', '.join(_candidates(known.values()))}",
+    )
+    dense = [each for each in network.layers if isinstance(each, tf.keras.layers.Dense)]
+    if layer is not None:
+        tensor = known[layer].output
+    elif dense:
+        tensor = dense[-1].input
+    else:
+        tensor = network.output
+        tensor = tensor.get("embedding", tensor) if isinstance(tensor, dict) else tensor
+    require(
+        tf.is_tensor(tensor) or tf.keras.backend.is_keras_tensor(tensor),
+        f"{what} has several outputs and no Dense layer; name the embedding's layer, one of "
+        f"{', '.join(_candidates(known.values()))}",
+    )
+    require(
+        len(tensor.shape) in (2, 4),
+        f"{what}: layer {layer or tensor.name!r} gives {_text(tensor.shape)}, but an embedding "
+        f"is [None, d] or [None, h, w, d]; candidates: {', '.join(_candidates(known.values()))}",
+    )
+    return tensor
+
+
+def _candidates(layers) -> Iterator[str]:
+    """Yields the names of the layers, the last ones first, whose output is a vector or a map."""
+    for each in reversed(list(layers)):
+        shape = getattr(each, "output_shape", None)
+        if isinstance(shape, tuple) and len(shape) in (2, 4):
+            yield each.name
+
+
+def as_backbone(
+    inputs: tf.Tensor,
+    embedding: tf.Tensor,
+    image_size: int,
+    preprocess: Callable[[np.ndarray], np.ndarray],
+) -> tf.keras.Model:
+    """Lets a network take our images.
+
+    Args:
+        inputs: its symbolic input [B, R, R, 3], R maybe None, in its own range and colour order.
+        embedding: what it makes of it, [B, d] or [B, h, w, d].
+        image_size: S.
+        preprocess: RGB in [0, 255] to that range and order: [B, h, w, 3] float32 to the same.
+
+    Returns:
+        Functional model: images [B, S, S, 3] RGB in [0, 255] to [B, d] on a copy of the weights.
+        Batch norm is synchronised, as in every backbone.
+    """
+    network = tf.keras.Model(inputs, embedding, name="pretrained")
+    copy = tf.keras.models.clone_model(network, clone_function=_synchronised)
+    copy.set_weights(network.get_weights())
+    images = tf.keras.Input((image_size, image_size, 3), name="images")
+    x = resized(images, inputs.shape[1] or image_size)
+    x = copy(_preprocessing_layer(preprocess)(x))
+    if len(x.shape) == 4:
+        x = tf.keras.layers.GlobalAveragePooling2D(name="average")(x)
+    return tf.keras.Model(images, x)
+
+
+def _preprocessing_layer(
+    preprocess: Callable[[np.ndarray], np.ndarray],
+) -> tf.keras.layers.Layer:
+    """Returns a layer that does the same.
+
+    All of Keras's kinds of preprocessing are affine in a pixel's colours, so four colours tell
+    them, and a 1×1 convolution does any, in a layer that every Keras can load.
+    """
+    offset = preprocess(np.zeros((1, 1, 1, 3), np.float32))
+    slopes = (preprocess(255 * np.eye(3, dtype=np.float32).reshape(3, 1, 1, 3)) - offset) / 255
+    layer = tf.keras.layers.Conv2D(3, 1, trainable=False, dtype="float32", name="preprocessing")
+    layer.build((None, None, None, 3))
+    layer.set_weights([slopes.reshape(1, 1, 3, 3), offset.reshape(3)])
+    return layer
+
+
+def _synchronised(layer: tf.keras.layers.Layer) -> tf.keras.layers.Layer:
+    config = layer.get_config()
+    if isinstance(layer, tf.keras.layers.BatchNormalization):
+        config.update(synchronized=True)
+    return type(layer).from_config(config)
+
+
+def _text(shape) -> str:
+    """Returns such as [None, 32, 32, 3]; of several inputs or outputs all."""
+    return str([tuple(each) for each in shape] if isinstance(shape, list) else list(shape))

@@ -1,0 +1,189 @@
+"""Networks from files: what they make of our images is computed without the wrapper."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from refilled_tf.errors import InputError
+from refilled_tf.models import networks
+from refilled_tf.models.keras_files import KerasFile
+
+SIZE = 12
+
+
+def _images(size=SIZE):
+    return np.random.default_rng(0).uniform(0, 255, (3, size, size, 3)).astype(np.float32)
+
+
+def _network(head=True, pool=True):
+    """A convolution with batch norm, and maybe a classifier: 12×12 images to 5 numbers."""
+    tf.keras.utils.set_random_seed(1)
+    images = tf.keras.Input((SIZE, SIZE, 3))
+    x = tf.keras.layers.Conv2D(5, 3, name="conv")(images)
+    x = tf.keras.layers.BatchNormalization(name="norm")(x)
+    if pool:
+        x = tf.keras.layers.GlobalAveragePooling2D(name="pool")(x)
+    if head:
+        x = tf.keras.layers.Dense(7, name="top")(x)
+    network = tf.keras.Model(images, x)
+    network.get_layer("norm").set_weights([np.full(5, v, np.float32) for v in (2, 1, 3, 4)])
+    return network
+
+
+def _saved(tmp_path, network, name="teacher.keras"):
+    network.save(tmp_path / name)
+    return str(tmp_path / name)
+
+
+def _expected(network, pixels, layer="pool"):
+    return tf.keras.Model(network.input, network.get_layer(layer).output)(pixels).numpy()
+
+
+@pytest.mark.parametrize("name", ["teacher.keras", "teacher.h5", "teacher"])
+def test_every_format_is_cut_below_the_last_dense_layer(tmp_path, name):
+    network = _network()
+    backbone = KerasFile(_saved(tmp_path, network, name)).build(SIZE)
+    assert backbone.output_shape == (None, 5)
+    np.testing.assert_allclose(backbone(_images()), _expected(network, _images()), atol=1e-4)
+
+
+def test_a_named_map_is_averaged_over_space(tmp_path):
+    network = _network()
+    backbone = KerasFile(_saved(tmp_path, network), layer="conv").build(SIZE)
+    expected = _expected(network, _images(), "conv").mean(axis=(1, 2))
+    np.testing.assert_allclose(backbone(_images()), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_without_a_dense_layer_it_is_the_output(tmp_path):
+    network = _network(head=False)
+    backbone = KerasFile(_saved(tmp_path, network)).build(SIZE)
+    np.testing.assert_allclose(backbone(_images()), network(_images()), atol=1e-4)
+
+
+def test_our_own_classifiers_give_their_embedding(tmp_path):
+    network = _network(head=False)
+    logits = tf.keras.layers.Dense(4, name="logits")(network.output)
+    ours = tf.keras.Model(network.input, {"embedding": network.output, "logits": logits})
+    backbone = KerasFile(_saved(tmp_path, ours)).build(SIZE)
+    np.testing.assert_allclose(backbone(_images()), network(_images()), atol=1e-4)
+
+
+# ImageNet's statistics as the papers print them: RGB mean and deviation, BGR mean.
+MEAN, DEVIATION = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+BGR_MEAN = np.array([103.939, 116.779, 123.68])
+
+
+@pytest.mark.parametrize(
+    ("kind", "pixels"),
+    [
+        ("none", lambda x: x),
+        ("tf", lambda x: x / 127.5 - 1),
+        ("torch", lambda x: (x / 255 - MEAN) / DEVIATION),
+        ("caffe", lambda x: x[..., ::-1] - BGR_MEAN),
+    ],
+)
+def test_preprocessing_and_colour_order(tmp_path, kind, pixels):
+    network = _network()
+    backbone = KerasFile(_saved(tmp_path, network), preprocessing=kind).build(SIZE)
+    expected = _expected(network, pixels(_images()).astype(np.float32))
+    np.testing.assert_allclose(backbone(_images()), expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [8, 20])
+def test_images_of_another_size_are_resized(tmp_path, size):
+    network = _network()
+    backbone = KerasFile(_saved(tmp_path, network)).build(size)
+    resized = tf.image.resize(_images(size), (SIZE, SIZE), antialias=True)
+    np.testing.assert_allclose(backbone(_images(size)), _expected(network, resized), atol=1e-3)
+
+
+def test_wrapped_network_is_saved_and_copied_whole(tmp_path):
+    spec = KerasFile(_saved(tmp_path, _network()), preprocessing="caffe")
+    network = networks.embedding_network(spec, 20)
+    expected = network(_images(20))["embedding"]
+    network.save(tmp_path / "wrapped.keras")
+    loaded = tf.keras.models.load_model(tmp_path / "wrapped.keras", compile=False)
+    np.testing.assert_allclose(loaded(_images(20))["embedding"], expected, rtol=1e-5)
+    student = networks.classifier(spec, 8, 3)  # another size, as a fine-tuned teacher may have
+    student.set_weights([np.zeros_like(w) for w in student.get_weights()])
+    networks.copy_embedding_weights(loaded, student)
+    fresh = networks.embedding_network(spec, 8)(_images(8))["embedding"]
+    np.testing.assert_allclose(student(_images(8))["embedding"], fresh, rtol=1e-5)
+
+
+def test_batch_norm_is_synchronised_and_preprocessing_frozen(tmp_path):
+    network = networks.embedding_network(KerasFile(_saved(tmp_path, _network())), SIZE)
+    assert network.get_layer("pretrained").get_layer("norm").synchronized
+    assert not network.get_layer("preprocessing").trainable_weights
+
+
+def test_content_tells_files_apart_and_not_paths(tmp_path):
+    first = KerasFile(_saved(tmp_path, _network()))
+    other = _network()
+    other.get_layer("top").set_weights([np.zeros((5, 7)), np.zeros(7)])
+    second = KerasFile(_saved(tmp_path, other, "other.keras"))
+    (tmp_path / "copy.keras").write_bytes((tmp_path / "teacher.keras").read_bytes())
+    assert KerasFile(str(tmp_path / "copy.keras")).content == first.content != second.content
+
+
+# ---- refusing ------------------------------------------------------------------------------
+
+
+def _refused(file, **options):
+    with pytest.raises(InputError) as error:
+        KerasFile(str(file), **options).build(SIZE)
+    return str(error.value)
+
+
+def test_wrong_layer_lists_the_candidates(tmp_path):
+    message = _refused(_saved(tmp_path, _network()), layer="avg")
+    assert "no layer 'avg'" in message
+    assert "pool, norm, conv" in message
+
+
+def test_missing_file_is_named(tmp_path):
+    assert f"{tmp_path / 'none.keras'} does not exist" in _refused(tmp_path / "none.keras")
+
+
+def test_unknown_preprocessing_lists_what_there_is(tmp_path):
+    assert "none, tf, torch, caffe" in _refused(tmp_path, preprocessing="imagenet")
+
+
+def test_file_of_something_else_is_named(tmp_path):
+    (tmp_path / "text.keras").write_text("no network")
+    assert "text.keras: Keras cannot read it" in _refused(tmp_path / "text.keras")
+
+
+def test_saved_model_without_layers_is_refused(tmp_path):
+    module = tf.Module()
+    module.f = tf.function(lambda x: x, input_signature=[tf.TensorSpec([None, 8, 8, 3])])
+    tf.saved_model.save(module, str(tmp_path / "saved"))
+    assert "file of its embeddings" in _refused(tmp_path / "saved")
+
+
+@pytest.mark.parametrize(
+    ("shape", "text"),
+    [
+        ((8, 8, 1), "[None, 8, 8, 1]"),
+        ((8, 6, 3), "[None, 8, 6, 3]"),
+        ((4, 8, 8, 3), "[None, 4, 8, 8, 3]"),
+        ((10,), "[None, 10]"),
+    ],
+)
+def test_wrong_input_is_refused_with_its_shape(tmp_path, shape, text):
+    images = tf.keras.Input(shape)
+    network = tf.keras.Model(images, tf.keras.layers.Flatten()(images))
+    message = _refused(_saved(tmp_path, network))
+    assert text in message
+    assert "[None, S, S, 3]" in message
+
+
+def test_embedding_of_a_wrong_rank_is_refused(tmp_path):
+    images = tf.keras.Input((4, 4, 3))
+    rows = tf.keras.layers.Reshape((4, 12), name="rows")(images)
+    network = tf.keras.Model(images, tf.keras.layers.Flatten(name="flat")(rows))
+    message = _refused(_saved(tmp_path, network), layer="rows")
+    assert "[None, 4, 12]" in message
+    assert "flat" in message
