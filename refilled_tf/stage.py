@@ -157,7 +157,7 @@ _NO_SETTINGS = ("Stage.method", "Data.on_corrupt", "KerasFile.file")
 
 # Options that are listed only where they are set, so that a folder from before there were any is
 # still known to be made with the same settings.
-_LISTED_IF_SET = ("Data.view_size",)
+_LISTED_IF_SET = ("Data.view_size", "Data.min_crop")
 
 
 def _flatten(spec: Any) -> dict[str, Any]:

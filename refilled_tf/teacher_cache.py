@@ -116,7 +116,7 @@ def load(
     """
     _check(folder, _key(teacher, cache, examples, data))
     outputs = {name: _open(_path(folder, name)) for name in teacher.output}
-    return batches.Views(_numbers(cache, examples), outputs)
+    return batches.Views(_numbers(cache, examples, data), outputs)
 
 
 def _fill(
@@ -130,11 +130,12 @@ def _fill(
 
     @tf.function
     def ask(images, numbers):
-        pixels = augment(tf.repeat(images, cache.views, axis=0), tf.reshape(numbers, (-1, 3)))
+        flat = tf.reshape(numbers, (-1, numbers.shape[-1]))
+        pixels = augment(tf.repeat(images, cache.views, axis=0), flat)
         outputs = teacher(networks.resized(pixels, teacher.input_shape[1]), training=False)
         return {name: tf.cast(x, tf.float16) for name, x in outputs.items()}
 
-    numbers = _numbers(cache, examples)
+    numbers = _numbers(cache, examples, data)
     # A log file gets a line every half minute, a terminal a moving bar.
     interval = 0.2 if sys.stderr.isatty() else 30.0
     size = max(1, BATCH_SIZE // cache.views)
@@ -153,17 +154,19 @@ def _fill(
         array.flush()
 
 
-def _numbers(cache: TeacherCache, examples: Examples) -> np.ndarray:
-    """Draws the random numbers of all views: [N, K, 3] float32 in [0, 1)."""
+def _numbers(cache: TeacherCache, examples: Examples, data: Data) -> np.ndarray:
+    """Draws the random numbers of all views: [N, K, `random_numbers`] float32 in [0, 1)."""
     random = np.random.default_rng(cache.seed)
-    return random.random((len(examples.images), cache.views, 3), dtype=np.float32)
+    shape = len(examples.images), cache.views, batches.random_numbers(data)
+    return random.random(shape, dtype=np.float32)
 
 
 def _key(
     teacher: tf.keras.Model, cache: TeacherCache, examples: Examples, data: Data
 ) -> dict[str, Any]:
     """Returns all that an output depends on, beside its name."""
-    return {
+    varied = {} if data.min_crop is None else {"Data.min_crop": data.min_crop}
+    return varied | {
         "teacher's weights": _digest(
             # By name, since their order may depend on which hidden layers are outputs.
             weight.numpy()
