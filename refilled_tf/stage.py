@@ -153,7 +153,13 @@ def _digest(settings: dict[str, Any]) -> str:
 
 # The name in the table, what to do with images that a finished stage has not met, and where a
 # file lies whose content is a setting.
-_NO_SETTINGS = ("Stage.method", "Data.on_corrupt", "KerasFile.file", "ImageFolder.folder")
+_NO_SETTINGS = (
+    "Stage.method",
+    "Data.on_corrupt",
+    "KerasFile.file",
+    "Application.weights",
+    "ImageFolder.folder",
+)
 
 # Options that are listed only where they are set, so that a folder from before there were any is
 # still known to be made with the same settings.

@@ -158,9 +158,8 @@ def test_view_size_lies_between_image_and_load_size(view_size):
 
 # ---- in gin --------------------------------------------------------------------------------
 
-ROWS = ("teacher_1nn/Probe", "teacher_lr/Probe") + tuple(
-    f"{name}/Stage" for name in ("fine_tune", "student", "vanilla", "refilled")
-)
+STAGES = ("fine_tune", "student", "vanilla", "refilled")
+ROWS = ("teacher_1nn/Probe", "teacher_lr/Probe", *(f"{name}/Stage" for name in STAGES))
 
 
 def test_overlay_on_an_ordinary_experiment(file, tmp_path):
