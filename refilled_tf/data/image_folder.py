@@ -291,20 +291,6 @@ def decode(encoded: bytes) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-def summary(survey: Survey) -> str:
-    """Says what is in a folder: a table of classes, and all that a person may want to look at."""
-    splits = [name for name in SPLITS if any(p.split == name for p in survey.photos)]
-    columns = splits or ["images"]
-    width = max(len("class"), *(len(name) for name in survey.class_names))
-    lines = ["  ".join(["class".ljust(width), *(f"{name:>6}" for name in columns)])]
-    for name in survey.class_names:
-        mine = [photo.split or "images" for photo in survey.photos if photo.class_name == name]
-        counts = (mine.count(column) for column in columns)
-        lines.append("  ".join([name.ljust(width), *(f"{count:6d}" for count in counts)]))
-    lines.append(f"{len(survey.class_names)} classes, {len(survey.photos)} images")
-    return "\n".join([*lines, *notes(survey)])
-
-
 def notes(survey: Survey) -> list[str]:
     """Returns what is odd in a folder: damaged files, copies, few images, other files."""
     found = []

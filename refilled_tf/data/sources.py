@@ -112,7 +112,7 @@ class TfdsSource:
         Raises:
             InputError: the dataset is unknown or not prepared, lacks a split, or keys repeat.
         """
-        builder = self._builder(data_dir)
+        builder = self.builder(data_dir)
         facts = [self.key, "label", self.class_name, self.superclass]
         columns, trains = {name: [] for name in facts if name}, []
         for split in self.splits:
@@ -154,7 +154,7 @@ class TfdsSource:
             image = decode_image(example["image"], box, size)
             return positions.lookup(example[self.key]), image
 
-        builder = self._builder(data_dir)
+        builder = self.builder(data_dir)
         decoded = (
             self._read(builder, split, ["image", self.key, self.box])
             .filter(lambda example: positions.lookup(example[self.key]) >= 0)
@@ -164,7 +164,12 @@ class TfdsSource:
         together = functools.reduce(tf.data.Dataset.concatenate, decoded)
         return _collect(together, len(keys), size)
 
-    def _builder(self, data_dir: str | None) -> tfds.core.DatasetBuilder:
+    def builder(self, data_dir: str | None) -> tfds.core.DatasetBuilder:
+        """Returns TFDS's own object for the dataset.
+
+        Raises:
+            InputError: the dataset is unknown or not prepared.
+        """
         try:
             # TFDS warns of every folder it looks into; the error below says it all.
             with muted(logging.WARNING):
