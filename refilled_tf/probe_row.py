@@ -8,12 +8,10 @@ from typing import Any
 
 import gin
 
-from refilled_tf.data import batches
 from refilled_tf.data.task import Task, load
 from refilled_tf.errors import require
 from refilled_tf.evaluation import embedding
-from refilled_tf.models import networks
-from refilled_tf.stage import Run, Stage, load_network
+from refilled_tf.stage import Run, Stage, outputs
 
 CLASSIFIERS = {
     "1nn": embedding.nearest_neighbor_accuracy,
@@ -62,10 +60,8 @@ class Probe:
         """Returns "scored_on", "images", "accuracy", the "embedding" quality and "seconds"."""
         started = time.monotonic()
         data = load(self.task, run.data_dir)
-        network, size = load_network(self.teacher, run), self.task.data.crop_size
         train, test = (
-            networks.outputs_of(network, batches.scoring_batches(part, size))["embedding"]
-            for part in (data.train, data.test)
+            outputs(self.teacher, run, self.task, part)["embedding"] for part in ("train", "test")
         )
         sides = train, data.train.labels, test, data.test.labels
         return {
