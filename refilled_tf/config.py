@@ -11,7 +11,7 @@ import gin
 from refilled_tf import experiment as experiments
 
 # Importing a module registers what gin files may name.
-from refilled_tf.data import sources, splits, task  # noqa: F401
+from refilled_tf.data import image_folder, sources, splits, task  # noqa: F401
 from refilled_tf.errors import InputError, require
 from refilled_tf.few_shot import (  # noqa: F401
     feat,

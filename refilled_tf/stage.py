@@ -189,6 +189,7 @@ _NO_SETTINGS = (
     "KerasFile.file",
     "Application.weights",
     "EmbeddingFile.file",
+    "ImageFolder.folder",
 )
 
 # Options that are listed only where they are set, so that a folder from before there were any is

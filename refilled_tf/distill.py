@@ -1,0 +1,158 @@
+"""From photos to a phone: python -m refilled_tf.distill --images=DIR --teacher=SPEC --output=DIR.
+
+Writes
+
+OUTPUT/distill.gin   what the command stands for, for refilled_tf.train
+OUTPUT/tuning/       trials, with --tune
+OUTPUT/training/     the training's folder
+OUTPUT/saved_model/  for TF Serving
+OUTPUT/tflite/       for phones and browsers
+OUTPUT/report.html   what has come out, and how to use it
+
+and goes on where it was when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import collections
+from pathlib import Path
+
+from absl import flags
+
+# The rest of the package knows nothing of exports. This program, which nothing imports, stands above
+# both and joins them.
+from export import tflite_files, tflite_model, trained, versions
+from refilled_tf import distill_config, distill_report, storage, teachers, tuning
+from refilled_tf.data.image_folder import ImageFolder, notes
+from refilled_tf.data.task import read_index, select
+from refilled_tf.entry import command_line, run_main
+from refilled_tf.errors import require
+from refilled_tf.launch import launch
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string(
+    "images", None, "A folder of images, a folder for each class, or a TFDS name.", required=True
+)
+flags.DEFINE_string("teacher", None, f"The teacher: {teachers.ACCEPTED}.", required=True)
+flags.DEFINE_string("teacher_layer", None, "Layer whose output is its embedding.")
+flags.DEFINE_string("teacher_weights", None, "Weights of an imagenet: teacher, for no download.")
+flags.DEFINE_string("teacher_preprocessing", None, "What a teacher in a file wants done to images.")
+flags.DEFINE_float("width", 0.25, "The student's width multiplier.")
+flags.DEFINE_integer("image_size", 96, "Side of the student's images in pixels.")
+flags.DEFINE_string("output", None, "Where everything goes.", required=True)
+flags.DEFINE_bool("quick", False, "A few epochs, for a first look.")
+flags.DEFINE_integer("tune", 0, "Trials that choose weights, temperatures and learning rate.")
+flags.DEFINE_multi_string("gin_param", [], "A single setting, such as 'Recipe.epochs = 10'.")
+flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS datasets; TFDS's own if unset.")
+
+
+def main(argv: list[str]) -> None:
+    """Does what the flags say."""
+    require(len(argv) == 1, f"unexpected argument {argv[1:]}; every option is a --flag")
+    require(FLAGS.tune >= 0, f"--tune={FLAGS.tune} must be a number of trials")
+    output, command = Path(FLAGS.output), command_line("refilled_tf.distill")
+    gin_file, work_dir = output / "distill.gin", output / "training"
+    base = describe(gin_file, work_dir, command)
+    chosen = []
+    if FLAGS.tune:
+        trials = tuning.run(base, output / "tuning", FLAGS.tune, FLAGS.data_dir, command)
+        chosen = tuning.chosen(trials)
+    write_gin_file(gin_file, base + "".join(f"{line}\n" for line in chosen))
+    _, where, results = launch([str(gin_file)], [], work_dir, FLAGS.data_dir, command)
+
+    model = trained.load(work_dir, None, FLAGS.data_dir)
+    newer_than = where.folder(model.stage) / "model.keras"
+    saved_model = output / "saved_model"
+    if not _made_since(saved_model / "server", newer_than):
+        versions.publish(model, saved_model)
+    tflite = output / "tflite"
+    if not _made_since(tflite / "tflite.json", newer_than):
+        print(tflite_files.write(model, list(tflite_model.QUANTIZATIONS), tflite, command))
+    report = distill_report.Report(
+        command=command,
+        rows=results["rows"],
+        exported=model.stage.name,
+        data=model.data,
+        network=model.network,
+        size=model.stage.task.data.image_size,
+        notes=image_notes(model.stage.task.data.source),
+        tflite=storage.read_json(tflite / "tflite.json"),
+        trials=storage.read_json(output / "tuning" / tuning.TRIALS) if FLAGS.tune else [],
+        gin=gin_file.read_text(encoding="utf-8"),
+        output=output,
+    )
+    storage.write_text(output / "report.html", distill_report.html(report))
+    print(distill_report.line(report))
+
+
+def describe(gin_file: Path, work_dir: Path, command: str) -> str:
+    """Looks at images and teacher, says what is there, and returns the gin file's text.
+
+    Raises:
+        InputError: naming the option or file at fault.
+    """
+    teacher = teachers.parse(
+        FLAGS.teacher, FLAGS.teacher_layer, FLAGS.teacher_weights, FLAGS.teacher_preprocessing
+    )
+    task = distill_config.task_of(FLAGS.images, FLAGS.data_dir)
+    print("\n".join(image_notes(task.data.source)))
+    index = read_index(task.data.source, FLAGS.data_dir)
+    selection = select(task, index)
+    print(counts(index.labels, selection))
+    return distill_config.gin_text(
+        [
+            f"python -m refilled_tf.train --gin_file={gin_file} --work_dir={work_dir}",
+            f"Written by {command}",
+        ],
+        task,
+        teacher,
+        FLAGS.width,
+        FLAGS.image_size,
+        len(selection.train),
+        FLAGS.quick,
+        FLAGS.gin_param,
+    )
+
+
+def image_notes(source) -> list[str]:
+    """Returns what is odd about images of one's own."""
+    return notes(source.survey()) if isinstance(source, ImageFolder) else []
+
+
+def counts(labels, selection) -> str:
+    """Formats how many images of every class train and are tested."""
+    width = max(len(name) for name in selection.class_names)
+    train, test = (collections.Counter(labels[rows]) for rows in (selection.train, selection.test))
+    lines = [f"{'class':{width}}  train  test"]
+    for number, name in zip(selection.classes, selection.class_names, strict=True):
+        lines.append(f"{name:{width}}  {train[number]:5d}  {test[number]:4d}")
+    lines.append(f"{len(lines) - 1} classes, {len(selection.train)} + {len(selection.test)} images")
+    return "\n".join(lines)
+
+
+def write_gin_file(path: Path, text: str) -> None:
+    """Writes the gin file, unless there is another one, which somebody may have changed.
+
+    Raises:
+        InputError: there is.
+    """
+    if path.exists():
+        there, now = path.read_text(encoding="utf-8").splitlines(), text.splitlines()
+        changed = [line for line in there if line not in now and not line.startswith("#")]
+        added = [line for line in now if line not in there and not line.startswith("#")]
+        require(
+            not changed and not added,
+            f"{path} is there already, and has {'; '.join(changed) or 'nothing'} where this "
+            f"command would write {'; '.join(added) or 'nothing'}; take another --output, or run "
+            "that file by the command in its first line",
+        )
+        return
+    storage.write_text(path, text)
+
+
+def _made_since(path: Path, source: Path) -> bool:
+    return path.exists() and path.stat().st_mtime >= source.stat().st_mtime
+
+
+if __name__ == "__main__":
+    run_main(main)
