@@ -37,6 +37,7 @@ from refilled_tf.learners import (  # noqa: F401
 )
 from refilled_tf.models import (  # noqa: F401
     convnet,
+    embedding_files,
     keras_files,
     mobilenet,
     resnet,

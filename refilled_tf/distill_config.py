@@ -91,19 +91,13 @@ def gin_text(
     Raises:
         InputError: the teacher's network cannot be built.
     """
-    view = view_size(teacher, image_size)
-    data = {
-        "image_size": image_size,
-        "view_size": view if view > image_size else None,
-        "load_size": round(view * 8 / 7),
-    }
     lines = [
         *(f"# {line}" for line in opening),
         "include 'methods/own_images.gin'",
         "",
         *_source_lines(task.data.source),
         f"Data.train_fraction = {task.data.train_fraction}",
-        *(f"Data.{name} = {value}" for name, value in data.items()),
+        *(f"Data.{name} = {value}" for name, value in sizes(teacher, image_size).items()),
         "",
         *teachers.gin_lines(teacher),
         f"student/MobileNet.width = {width}",
@@ -113,6 +107,24 @@ def gin_text(
     if params:
         lines += ["", *params]
     return "\n".join(lines) + "\n"
+
+
+def sizes(teacher: teachers.Teacher, image_size: int) -> dict[str, int | None]:
+    """Returns the options of `Data` that are sizes.
+
+    Args:
+        teacher: as `teachers.parse` returns it.
+        image_size: side of the student's images.
+
+    Raises:
+        InputError: the teacher's network cannot be built.
+    """
+    view = view_size(teacher, image_size)
+    return {
+        "image_size": image_size,
+        "view_size": view if view > image_size else None,
+        "load_size": round(view * 8 / 7),
+    }
 
 
 def view_size(teacher: teachers.Teacher, image_size: int) -> int:

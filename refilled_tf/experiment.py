@@ -19,7 +19,7 @@ import tensorflow as tf
 from refilled_tf import stage as stages
 from refilled_tf import storage, training
 from refilled_tf.errors import require
-from refilled_tf.probe import Probe
+from refilled_tf.probe_row import Probe
 from refilled_tf.stage import Run, Stage
 from refilled_tf.trials import Trials
 

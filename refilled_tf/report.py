@@ -45,7 +45,7 @@ def table(rows: list[dict[str, Any]]) -> str:
                 f"{row['seconds_with_parents']:.0f}",
             )
         )
-    return _markdown(header, lines)
+    return markdown(header, lines)
 
 
 def _few_shot_table(rows: list[dict[str, Any]], shots: list[int]) -> str:
@@ -57,7 +57,7 @@ def _few_shot_table(rows: list[dict[str, Any]], shots: list[int]) -> str:
         cells.setdefault(row["method"], {})[row.get("shots")] = cell
     header = ("Method", *(f"{k}-shot" for k in shots))
     lines = [(method, *(c.get(k, "") for k in shots)) for method, c in cells.items()]
-    return _markdown(header, lines)
+    return markdown(header, lines)
 
 
 def save_shots_picture(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -90,7 +90,7 @@ def save_shots_picture(path: Path, rows: list[dict[str, Any]]) -> None:
     plt.close(figure)
 
 
-def _markdown(header: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
+def markdown(header: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
     """Lays a table out; the first column to the left, the others to the right."""
     # The rule takes two characters, in a first column three.
     widths = [max(3, *(len(line[i]) for line in [header, *lines])) for i in range(len(header))]

@@ -27,6 +27,7 @@ from refilled_tf.data import batches
 from refilled_tf.data.task import Data, Examples
 from refilled_tf.errors import InputError, require
 from refilled_tf.models import networks
+from refilled_tf.models.embedding_files import EmbeddingFile
 from refilled_tf.stage import Run, Stage, TeacherCache, differences, load_network
 
 # Views that the teacher sees at once.
@@ -48,15 +49,22 @@ def views(stage: Stage, run: Run, examples: Examples) -> batches.Views | None:
     Raises:
         InputError: as `build` and `load` say.
     """
-    if not stage.teacher_cache.views:
+    cache, data = stage.teacher_cache, stage.task.data
+    if not cache.views:
         return None
-    folder = run.cache_folder(stage)
-    teacher = networks.with_features(load_network(stage.teacher, run), stage.objective.features)
-    what = teacher, stage.teacher_cache, examples, stage.task.data
-    if run.is_chief:
-        build(folder, *what)
-    run.wait_for_all()
-    return load(folder, *what)
+    outputs = {}
+    for number, teacher in enumerate(stage.teachers):
+        if isinstance(teacher.backbone, EmbeddingFile):
+            known = {"embedding": teacher.backbone.embeddings(examples.keys)[:, np.newaxis]}
+        else:
+            folder = run.cache_folder(stage, teacher)
+            network = networks.with_features(load_network(teacher, run), stage.objective.features)
+            if run.is_chief:
+                build(folder, network, cache, examples, data)
+            run.wait_for_all()
+            known = load(folder, network, cache, examples, data).outputs
+        outputs |= {networks.numbered(name, number): x for name, x in known.items()}
+    return batches.Views(_numbers(cache, examples, data), outputs)
 
 
 def build(
@@ -116,7 +124,7 @@ def load(
     """
     _check(folder, _key(teacher, cache, examples, data))
     outputs = {name: _open(_path(folder, name)) for name in teacher.output}
-    return batches.Views(_numbers(cache, examples), outputs)
+    return batches.Views(_numbers(cache, examples, data), outputs)
 
 
 def _fill(
@@ -134,7 +142,7 @@ def _fill(
         outputs = teacher(networks.resized(pixels, teacher.input_shape[1]), training=False)
         return {name: tf.cast(x, tf.float16) for name, x in outputs.items()}
 
-    numbers = _numbers(cache, examples)
+    numbers = _numbers(cache, examples, data)
     # A log file gets a line every half minute, a terminal a moving bar.
     interval = 0.2 if sys.stderr.isatty() else 30.0
     size = max(1, BATCH_SIZE // cache.views)
@@ -153,8 +161,10 @@ def _fill(
         array.flush()
 
 
-def _numbers(cache: TeacherCache, examples: Examples) -> np.ndarray:
+def _numbers(cache: TeacherCache, examples: Examples, data: Data) -> np.ndarray:
     """Draws the random numbers of all views: [N, K, 3] float32 in [0, 1)."""
+    if not cache.augmented:
+        return np.tile(batches.centre_numbers(data), (len(examples.images), 1, 1))
     random = np.random.default_rng(cache.seed)
     return random.random((len(examples.images), cache.views, 3), dtype=np.float32)
 
@@ -163,7 +173,8 @@ def _key(
     teacher: tf.keras.Model, cache: TeacherCache, examples: Examples, data: Data
 ) -> dict[str, Any]:
     """Returns all that an output depends on, beside its name."""
-    return {
+    view = {} if cache.augmented else {"teacher_cache.augmented": False}
+    return view | {
         "teacher's weights": _digest(
             # By name, since their order may depend on which hidden layers are outputs.
             weight.numpy()

@@ -24,7 +24,8 @@ class Views(NamedTuple):
 
     Attributes:
         numbers: [N, K, 3] float32 in [0, 1), what `augmentation` makes K views of an image by.
-        outputs: by name [N, K, …] float16, maybe memory maps: what a teacher makes of the views.
+        outputs: by name [N, K, …] float16 or float32, maybe memory maps: what a teacher makes of
+            the views.
     """
 
     numbers: np.ndarray
@@ -35,7 +36,7 @@ class Views(NamedTuple):
         read = tf.numpy_function(
             lambda *places: [array[places] for array in self.outputs.values()],
             (rows, views),
-            [tf.float16] * len(self.outputs),
+            [tf.as_dtype(array.dtype) for array in self.outputs.values()],
             stateful=False,
         )
         return {
@@ -127,6 +128,13 @@ def augmentation(data: Data) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
         return tf.ensure_shape(batch, (images.shape[0], size, size, 3))
 
     return augment
+
+
+def centre_numbers(data: Data) -> np.ndarray:
+    """Returns the numbers [3] float32 by which `augmentation` leaves the centre crop as it is."""
+    places = data.load_size + 2 * data.pad - data.crop_size + 1
+    corner = data.pad + (data.load_size - data.crop_size) // 2
+    return np.array([(corner + 0.5) / places] * 2 + [0.0], np.float32)
 
 
 def training_batches(

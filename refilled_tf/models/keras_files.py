@@ -25,6 +25,12 @@ from refilled_tf.models.networks import resized
 # deviation of ImageNet in [0, 1]; BGR minus ImageNet's mean.
 PREPROCESSING = ("none", "tf", "torch", "caffe")
 
+_AFTER_A_CLASSIFIER = (
+    tf.keras.layers.Activation,
+    tf.keras.layers.Dropout,
+    tf.keras.layers.Softmax,
+)
+
 
 @gin.register
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +40,8 @@ class KerasFile:
     Attributes:
         file: a .keras or .h5 file, or a folder in TensorFlow's SavedModel format that Keras wrote.
         layer: whose output is the embedding, [B, d], or [B, h, w, d] to be averaged over space.
-            None takes what feeds the last Dense layer, or, without any, what the network returns.
+            None takes what feeds the Dense layer that the network ends with (an activation may
+            follow), or, without such a classifier, what the network returns.
         preprocessing: what the network wants done to RGB in [0, 255]: "none", if it takes that or
             does it itself, "tf", "torch" or "caffe".
         content: hash of the file, which is part of a stage's settings where the path is not.
@@ -100,7 +107,12 @@ class Application:
     content: str | None = dataclasses.field(init=False)
 
     def __post_init__(self):
-        known = [name for name in dir(tf.keras.applications) if name[0].isupper()]
+        # Of a ConvNeXt, Keras 2.15 cannot load what it has saved.
+        known = [
+            name
+            for name in dir(tf.keras.applications)
+            if name[0].isupper() and not name.startswith("ConvNeXt")
+        ]
         require(
             self.name in known,
             f"Application.name={self.name!r} is no network of tf.keras.applications; there are "
@@ -126,7 +138,8 @@ class Application:
             network.set_weights(self._downloaded(make, size))
         else:
             network.set_weights(self._read(whole, network))
-        embedding = embedding_of(network, self.layer, f"Application.name={self.name!r}")
+        what = f"Application.name={self.name!r}"
+        embedding = embedding_of(network, self.layer or network.layers[-1].name, what)
         preprocess = sys.modules[make.__module__].preprocess_input
         return as_backbone(network.input, embedding, image_size, preprocess)
 
@@ -218,18 +231,18 @@ def embedding_of(network: tf.keras.Model, layer: str | None, what: str) -> tf.Te
         layer is None or layer in known,
         f"{what} has no layer {layer!r}; candidates: {', '.join(_candidates(known.values()))}",
     )
-    dense = [each for each in network.layers if isinstance(each, tf.keras.layers.Dense)]
+    ends = [each for each in network.layers if not isinstance(each, _AFTER_A_CLASSIFIER)]
     if layer is not None:
         tensor = known[layer].output
-    elif dense:
-        tensor = dense[-1].input
+    elif isinstance(ends[-1], tf.keras.layers.Dense):
+        tensor = ends[-1].input
     else:
         tensor = network.output
         tensor = tensor.get("embedding", tensor) if isinstance(tensor, dict) else tensor
     require(
         tf.is_tensor(tensor) or tf.keras.backend.is_keras_tensor(tensor),
-        f"{what} has several outputs and no Dense layer; name the embedding's layer, one of "
-        f"{', '.join(_candidates(known.values()))}",
+        f"{what} has several outputs and no Dense layer at its end; name the embedding's "
+        f"layer, one of {', '.join(_candidates(known.values()))}",
     )
     require(
         len(tensor.shape) in (2, 4),
