@@ -107,7 +107,7 @@ def text(trained: Trained, functions: Functions, difference: float) -> str:
     """
     stage, data = trained.stage, trained.data
     options = stage.task.data
-    teacher, limit = _teacher(stage), stage.task.images_per_class
+    teachers, limit = _teachers(stage), stage.task.images_per_class
     box = getattr(options.source, "box", None)
     packages = {"Python": platform.python_version()}
     packages |= {name: metadata.version(name) for name in PACKAGES}
@@ -123,7 +123,7 @@ def text(trained: Trained, functions: Functions, difference: float) -> str:
         accuracy=100 * trained.result["accuracy"],
         images=trained.result["images"],
         scored_on=trained.result["scored_on"],
-        teacher=_described(teacher) if teacher else "none: it learnt from labels alone",
+        teacher=", ".join(map(_described, teachers)) or "none: it learnt from labels alone",
         start=_described(stage.start) if stage.start else "random weights",
         source=options.source,
         training_images=len(data.train.labels),
@@ -139,9 +139,9 @@ def text(trained: Trained, functions: Functions, difference: float) -> str:
     )
 
 
-def _teacher(stage: Stage) -> Stage | None:
+def _teachers(stage: Stage) -> tuple[Stage, ...]:
     """Returns who taught the stage, or the one that it started from."""
-    return stage.teacher or (_teacher(stage.start) if stage.start else None)
+    return stage.teachers or (_teachers(stage.start) if stage.start else ())
 
 
 def _described(stage: Stage) -> str:

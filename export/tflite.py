@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import flags
 
 from export import tflite_files, tflite_model, trained
-from refilled_tf.entry import run_main
+from refilled_tf.entry import command_line, run_main
 from refilled_tf.errors import require
 
 FLAGS = flags.FLAGS
@@ -35,7 +35,8 @@ def main(argv: list[str]) -> None:
     output_dir = Path(FLAGS.output_dir)
     tflite_files.check(FLAGS.quantize, output_dir)
     model = trained.load(Path(FLAGS.work_dir), FLAGS.stage, FLAGS.data_dir, FLAGS.task)
-    print(f"\n{tflite_files.write(model, FLAGS.quantize, output_dir)}")
+    command = command_line("export.tflite")
+    print(f"\n{tflite_files.write(model, FLAGS.quantize, output_dir, command)}")
     print(f"{model.stage.name} ({model.stage.method}) is exported to {output_dir}")
 
 

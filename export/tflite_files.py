@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import re
-import shlex
 import statistics
 import sys
 import time
@@ -70,13 +69,14 @@ def check(quantizations: Sequence[str], output_dir: Path) -> None:
     )
 
 
-def write(trained: Trained, quantizations: Sequence[str], output_dir: Path) -> str:
+def write(trained: Trained, quantizations: Sequence[str], output_dir: Path, command: str) -> str:
     """Converts a classifier, scores the conversions, and then writes both.
 
     Args:
         trained: what to convert.
         quantizations: names of `tflite_model.QUANTIZATIONS`.
         output_dir: the folder of the files; made if missing.
+        command: that does this.
 
     Returns:
         The content of tflite.md.
@@ -88,7 +88,7 @@ def write(trained: Trained, quantizations: Sequence[str], output_dir: Path) -> s
     for quantize in quantizations:
         print(f"converting to {tflite_model.QUANTIZATIONS[quantize]}", flush=True)
         files[f"{MODEL_NAME}_{quantize}.tflite"] = tflite_model.convert(trained, quantize)
-    results = _facts(trained) | {"rows": score(trained, files)}
+    results = _facts(trained, command) | {"rows": score(trained, files)}
     page = text(results)
     try:
         for name, content in files.items():
@@ -220,11 +220,11 @@ def text(results: dict[str, Any]) -> str:
     return page
 
 
-def _facts(trained: Trained) -> dict[str, Any]:
+def _facts(trained: Trained, command: str) -> dict[str, Any]:
     """Returns what tflite.json opens with: what was scored, when, with what and where."""
     return {
         "schema": 1,
-        "command": shlex.join([Path(sys.executable).name, "-m", "export.tflite", *sys.argv[1:]]),
+        "command": command,
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "machine": _processor(),
         "cores": os.cpu_count(),

@@ -12,7 +12,7 @@ from refilled_tf import experiment as experiments
 from refilled_tf import tables
 
 # Importing a module registers what gin files may name.
-from refilled_tf.data import sources, splits, task  # noqa: F401
+from refilled_tf.data import image_folder, sources, splits, task  # noqa: F401
 from refilled_tf.errors import InputError, require
 from refilled_tf.few_shot import (  # noqa: F401
     feat,
@@ -38,6 +38,7 @@ from refilled_tf.learners import (  # noqa: F401
 )
 from refilled_tf.models import (  # noqa: F401
     convnet,
+    embedding_files,
     keras_files,
     mobilenet,
     resnet,

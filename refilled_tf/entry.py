@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import tensorflow as tf
 from absl import app, logging
@@ -27,3 +29,8 @@ def run_main(main: Callable[[list[str]], None]) -> None:
             sys.exit(1)
 
     app.run(guarded)
+
+
+def command_line(module: str) -> str:
+    """Returns the command that runs this process, a program `python -m MODULE`."""
+    return shlex.join([Path(sys.executable).name, "-m", module, *sys.argv[1:]])

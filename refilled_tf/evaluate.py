@@ -13,10 +13,9 @@ import tensorflow as tf
 from absl import flags
 
 from refilled_tf import config, report, stage, training
-from refilled_tf.data import batches, task
+from refilled_tf.data import task
 from refilled_tf.entry import run_main
 from refilled_tf.errors import require
-from refilled_tf.models import networks
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("work_dir", None, "The folder of a training.", required=True)
@@ -58,15 +57,14 @@ def evaluate(each: stage.Stage, where: stage.Run) -> None:
         InputError: the stage is unfinished, unreadable or made by other settings.
     """
     stage.check_folder(each, where)
-    network = stage.load_network(each, where)
     data = task.load(each.task, where.data_dir)
     print(f"\n== {each.name}: {each.method}, {len(data.test.labels)} {data.scored_on} images")
     if not each.objective.classifies:
-        quality = training.score(each, network, data)["embedding"]
+        quality = training.score(each, where, data)["embedding"]
         print("  ".join(f"{name} {100 * x:.2f}" for name, x in quality.items()))
         return
-    images = batches.scoring_batches(data.test, each.task.data.crop_size)
-    predictions = np.argmax(networks.outputs_of(network, images)["logits"], axis=-1)
+    logits = stage.outputs(each, where, each.task, "test")["logits"]
+    predictions = np.argmax(logits, axis=-1)
     accuracy = 100 * np.mean(predictions == data.test.labels)
     print(f"accuracy {accuracy:.2f}")
     print(report.per_class_accuracy(data.test.labels, predictions, data.class_names))

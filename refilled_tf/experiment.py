@@ -20,7 +20,7 @@ import tensorflow as tf
 from refilled_tf import stage as stages
 from refilled_tf import storage, training
 from refilled_tf.errors import require
-from refilled_tf.probe import Probe
+from refilled_tf.probe_row import Probe
 from refilled_tf.stage import Run, Stage
 from refilled_tf.trials import Trials
 
@@ -159,7 +159,9 @@ def finish(spec: Row, where: Run) -> dict[str, Any]:
     Raises:
         InputError: see `training.train`.
     """
-    with where.lock(spec) if where.is_chief else contextlib.nullcontext():
+    # Workers of one training go through all stages in step, and wait for nobody else.
+    together = isinstance(where.strategy, tf.distribute.MultiWorkerMirroredStrategy)
+    with contextlib.nullcontext() if together else where.lock(spec):
         return training.train(spec, where) if isinstance(spec, Stage) else spec.score(where)
 
 

@@ -1,93 +1,219 @@
-"""Rows without training: simple classifiers on the frozen embedding of a teacher."""
+"""Is this teacher any use here? python -m refilled_tf.probe --images=DIR --teacher=SPEC.
+
+Scores teachers on one's own classes, before anything is distilled: how well do simple classifiers
+do on their frozen embeddings? Only the images that train are looked at, since a choice of teacher
+must not be made by those that are to judge the student.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
-from typing import Any
+from typing import NamedTuple
 
-import gin
+import numpy as np
+from absl import flags
+from tqdm import tqdm
 
-from refilled_tf import storage
+from refilled_tf import distill_config, report, teachers
 from refilled_tf.data import batches
-from refilled_tf.data.task import Task, load
+from refilled_tf.data.task import Task, load, read_index, select
+from refilled_tf.entry import run_main
 from refilled_tf.errors import require
-from refilled_tf.evaluation import embedding
+from refilled_tf.evaluation.embedding import cross_validated
 from refilled_tf.models import networks
-from refilled_tf.stage import Run, Stage, load_network, settings_of
 
-CLASSIFIERS = {
-    "1nn": embedding.nearest_neighbor_accuracy,
-    "logistic_regression": embedding.logistic_regression_accuracy,
-}
+FLAGS = flags.FLAGS
+BATCH_SIZE = 32
+FEWEST_FOLDS = 3
 
 
-@gin.register
-@dataclasses.dataclass(frozen=True)
-class Probe:
-    """What a classifier makes of a teacher's embedding of the student's images.
+class Score(NamedTuple):
+    """What a teacher's embedding is worth on some classes.
 
     Attributes:
-        name: unique in an experiment.
-        method: its name in the table of results.
-        task: the classes and images to be classified.
-        teacher: the stage whose network gives the embedding.
-        classifier: "1nn" or "logistic_regression".
-        seed: of the classifier's choices.
+        name: as the command line names the teacher.
+        size: d of its embeddings [N, d].
+        accuracies: as `cross_validated` returns them.
+        seconds: per image; None for an embedding file.
     """
 
     name: str
-    method: str
-    task: Task
-    teacher: Stage
-    classifier: str
-    seed: int = 0
+    size: int
+    accuracies: dict[str, np.ndarray]
+    seconds: float | None
 
-    def __post_init__(self):
-        require(
-            self.classifier in CLASSIFIERS,
-            f"Probe.classifier={self.classifier!r} must be one of {', '.join(CLASSIFIERS)}",
-        )
+    def mean(self, classifier: str) -> float:
+        """Returns the mean accuracy over the folds."""
+        return float(self.accuracies[classifier].mean())
 
-    @property
-    def parents(self) -> tuple[Stage, ...]:
-        """The stage that must be finished first."""
-        return (self.teacher,)
+    def error(self, classifier: str) -> float:
+        """Returns the standard error of the mean over the folds."""
+        folds = self.accuracies[classifier]
+        return float(folds.std(ddof=1) / np.sqrt(len(folds)))
 
-    @property
-    def network(self) -> Stage:
-        """The stage whose network is scored."""
-        return self.teacher
 
-    def settings(self) -> dict[str, Any]:
-        """Returns every setting that shapes the result; see `stage.settings_of`."""
-        return settings_of(self, self.parents)
+def check(task: Task, folds: int, data_dir: str | None) -> None:
+    """Refuses classes that cannot be cross-validated, before any network runs.
 
-    def score(self, run: Run) -> dict[str, Any]:
-        """Scores the classifier, or finds it scored.
+    Raises:
+        InputError: naming the class with the fewest images.
+    """
+    require(folds >= FEWEST_FOLDS, f"--folds={folds} must be at least {FEWEST_FOLDS}")
+    index = read_index(task.data.source, data_dir)
+    selection = select(task, index)
+    counts = [int(np.sum(index.labels[selection.train] == c)) for c in selection.classes]
+    fewest = int(np.argmin(counts))
+    require(
+        counts[fewest] >= folds,
+        f"class {selection.class_names[fewest]!r} has {counts[fewest]} training images; "
+        f"--folds={folds} takes at least {folds} of each class, so give it more images"
+        + (" or take fewer folds" if folds > FEWEST_FOLDS else ""),
+    )
 
-        Returns:
-            "scored_on", "images", "accuracy", the "embedding" quality and "seconds".
-        """
-        folder = run.folder(self)
-        if run.is_finished(self):
-            return storage.read_json(folder / "result.json")
+
+def score(
+    name: str,
+    teacher: teachers.Teacher,
+    task: Task,
+    image_size: int,
+    folds: int,
+    data_dir: str | None,
+) -> Score:
+    """Asks a teacher about every training image, un-augmented, and scores what it says.
+
+    Args:
+        name: of the teacher, for the table.
+        teacher: as `teachers.parse` gives it.
+        task: classes and images.
+        image_size: side of the student's images in pixels; the teacher sees the images as large as
+            it was made for, if that is more.
+        folds: of the cross-validation.
+        data_dir: folder of prepared TFDS datasets; None for TFDS's own.
+
+    Raises:
+        InputError: the teacher cannot be read, or does not know some image.
+    """
+    sizes = distill_config.sizes(teacher, image_size)
+    task = dataclasses.replace(task, data=dataclasses.replace(task.data, **sizes))
+    seconds = None
+    if isinstance(teacher, teachers.EmbeddingFile):
+        index = read_index(task.data.source, data_dir)
+        rows = select(task, index).train
+        embeddings, labels = teacher.embeddings(index.keys[rows]), index.labels[rows]
+    else:
+        size, examples = task.data.crop_size, load(task, data_dir).train
+        network, labels = networks.embedding_network(teacher, size), examples.labels
+        network(np.zeros((1, size, size, 3), np.float32))  # the first call prepares the others
+        total = -(-len(labels) // BATCH_SIZE)
+        # A log file gets a line every half minute, a terminal a moving bar.
+        interval = 0.2 if sys.stderr.isatty() else 30.0
+        crops = batches.scoring_batches(examples, size, BATCH_SIZE)
         started = time.monotonic()
-        data = load(self.task, run.data_dir)
-        network, size = load_network(self.teacher, run), self.task.data.crop_size
-        train, test = (
-            networks.outputs_of(network, batches.scoring_batches(part, size))["embedding"]
-            for part in (data.train, data.test)
+        outputs = networks.outputs_of(network, tqdm(crops, name, total, mininterval=interval))
+        seconds = (time.monotonic() - started) / len(labels)
+        embeddings = outputs["embedding"]
+    accuracies = cross_validated(embeddings, labels, folds, seed=0)
+    return Score(name, embeddings.shape[1], accuracies, seconds)
+
+
+def ranked(scores: list[Score]) -> list[Score]:
+    """Puts the best first: by NCM, since nearest class means are what a teacher tells a student."""
+    return sorted(scores, key=lambda each: each.mean("ncm"), reverse=True)
+
+
+def table(scores: list[Score]) -> str:
+    """Formats scores as a Markdown table, accuracies in percent ± standard error over the folds."""
+
+    def cell(each: Score, classifier: str) -> str:
+        return f"{100 * each.mean(classifier):.1f} ± {100 * each.error(classifier):.1f}"
+
+    lines = [
+        (
+            each.name,
+            str(each.size),
+            *(cell(each, classifier) for classifier in ("ncm", "1nn", "linear")),
+            "" if each.seconds is None else f"{each.seconds:.4f}",
         )
-        sides = train, data.train.labels, test, data.test.labels
-        result = {
-            "scored_on": data.scored_on,
-            "images": len(data.test.labels),
-            "accuracy": CLASSIFIERS[self.classifier](*sides, self.seed),
-            "embedding": embedding.embedding_quality(*sides, self.seed),
-            "seconds": round(time.monotonic() - started, 1),
-        }
-        if run.is_chief:
-            storage.write_json(folder / "stage.json", {"settings": self.settings()})
-            storage.write_json(folder / "result.json", result)
-        return result
+        for each in scores
+    ]
+    header = ("Teacher", "d", "NCM", "1NN", "Linear probe", "Seconds an image")
+    return report.markdown(header, lines)
+
+
+def expectation(scores: list[Score], classes: int) -> str:
+    """Says in words what the scores mean.
+
+    Args:
+        scores: the best first.
+        classes: how many there are.
+    """
+    best, chance = scores[0], 1 / classes
+    accuracy, error = best.mean("ncm"), best.error("ncm")
+    if accuracy - 2 * error <= chance:
+        return (
+            f"No teacher here tells these classes apart: {best.name} reaches "
+            f"{100 * accuracy:.1f} % by nearest class means, chance is {100 * chance:.1f} %. "
+            "Expect nothing of distilling it; a student learns as much from the labels alone."
+        )
+    said = (
+        f"{best.name} is right {accuracy / chance:.1f} times as often as chance "
+        f"({100 * accuracy:.1f} % against {100 * chance:.1f} %) by nearest class means alone. The "
+        "more it beats a student trained on the labels alone, the more there is to hand over."
+    )
+    useless = [s.name for s in scores if s.mean("ncm") - 2 * s.error("ncm") <= chance]
+    if useless:
+        said += f" Not above chance: {', '.join(useless)}."
+    close = [
+        each.name
+        for each in scores[1:]
+        if accuracy - each.mean("ncm") <= 2 * np.hypot(error, each.error("ncm"))
+    ]
+    if close:
+        said += f" Within the noise of it: {', '.join(close)}; of equals take the fastest."
+    return said
+
+
+def main(argv: list[str]) -> None:
+    """Scores, ranks and comments on the teachers that the flags name."""
+    require(len(argv) == 1, f"unexpected argument {argv[1:]}; every option is a --flag")
+    specs = FLAGS.teacher
+    options = [
+        _one_for_each(f"teacher_{name}", getattr(FLAGS, f"teacher_{name}"), len(specs))
+        for name in ("layer", "weights", "preprocessing")
+    ]
+    candidates = [teachers.parse(*each) for each in zip(specs, *options, strict=True)]
+    task = distill_config.task_of(FLAGS.images, FLAGS.data_dir)
+    check(task, FLAGS.folds, FLAGS.data_dir)
+    where = FLAGS.image_size, FLAGS.folds, FLAGS.data_dir
+    scores = ranked([score(*each, task, *where) for each in zip(specs, candidates, strict=True)])
+    selection = select(task, read_index(task.data.source, FLAGS.data_dir))
+    classes = len(selection.class_names)
+    print(f"\n{classes} classes, {len(selection.train)} images that train, {FLAGS.folds} folds\n")
+    print(f"{table(scores)}\n\n{expectation(scores, classes)}")
+
+
+def _one_for_each(name: str, values: list[str], count: int) -> list[str | None]:
+    """Spreads a repeated option over the teachers, in their order; "" stands for none."""
+    require(
+        len(values) in (0, count),
+        f"--{name} is given {len(values)} times for {count} teachers; give it once for each, "
+        f"--{name}= where there is none",
+    )
+    return [value or None for value in values] or [None] * count
+
+
+# Here, so that the module can be imported beside others with flags of these names.
+if __name__ == "__main__":
+    flags.DEFINE_string("images", None, "A folder of images, or a TFDS dataset.", required=True)
+    flags.DEFINE_multi_string(
+        "teacher", None, f"A teacher, repeatedly: {teachers.ACCEPTED}.", required=True
+    )
+    flags.DEFINE_multi_string("teacher_layer", [], "Layer whose output is its embedding.")
+    flags.DEFINE_multi_string("teacher_weights", [], "Weights of an imagenet: teacher.")
+    flags.DEFINE_multi_string("teacher_preprocessing", [], "What a file wants done to images.")
+    flags.DEFINE_integer("image_size", 96, "Side of the student's images in pixels.", 1)
+    flags.DEFINE_integer("folds", 5, "Of the cross-validation.")
+    flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS datasets; TFDS's own if unset.")
+    run_main(main)

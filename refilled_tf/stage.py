@@ -13,6 +13,7 @@ FOLDER/result.json    scores and cost; written last, so it marks the stage as fi
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -22,15 +23,17 @@ from typing import Any, Protocol
 
 import filelock
 import gin
+import numpy as np
 import tensorflow as tf
 
 from refilled_tf import storage
 from refilled_tf.data import batches
-from refilled_tf.data.task import Task, read_index, select
+from refilled_tf.data.task import Task, load, read_index, select
 from refilled_tf.errors import InputError, require
 from refilled_tf.few_shot.base import Selection
 from refilled_tf.learners.base import Objective
 from refilled_tf.models import networks
+from refilled_tf.models.embedding_files import EmbeddingFile
 from refilled_tf.recipe import Recipe
 
 
@@ -43,10 +46,12 @@ class TeacherCache:
         views: K, how many fixed augmentations of an image there are; 0 augments afresh in every
             step and runs the teacher.
         seed: of the views; stages that share it, a task and a teacher share their cache.
+        augmented: False makes the one view the centre crop, as it is scored.
     """
 
     views: int = 0
     seed: int = 0
+    augmented: bool = True
 
     def __post_init__(self):
         for name in ("views", "seed"):
@@ -55,6 +60,10 @@ class TeacherCache:
                 isinstance(value, int) and value >= 0,
                 f"teacher_cache.{name}={value} must be a whole number of at least 0",
             )
+        require(
+            self.augmented or self.views == 1,
+            f"teacher_cache.views={self.views} must be 1 where teacher_cache.augmented is False",
+        )
 
 
 @gin.register
@@ -70,8 +79,10 @@ class Stage:
         objective: what it minimises.
         recipe: how long and how fast; dropped where the objective trains nothing.
         start: the stage whose embedding weights it starts from; None starts from scratch.
-        teacher: the stage whose network teaches; dropped where the objective needs none.
-        teacher_cache: how often the teacher is run; the default where there is none.
+        teacher: the stage whose network teaches, or several of them; dropped where the objective
+            needs none.
+        teacher_cache: how often the teacher is run; the default where there is none. One that is
+            an `EmbeddingFile` knows un-augmented images alone, so it is one such view then.
         selection: what chooses among the epochs; None keeps the last one.
         seed: of initial weights, batches and augmentation.
     """
@@ -83,7 +94,7 @@ class Stage:
     objective: Objective
     recipe: Recipe | None = None
     start: Stage | None = None
-    teacher: Stage | None = None
+    teacher: Stage | tuple[Stage, ...] | None = None
     teacher_cache: TeacherCache = TeacherCache()
     selection: Selection | None = None
     seed: int = 0
@@ -118,11 +129,30 @@ class Stage:
             f"stage {self.name!r} has the objective {type(self.objective).__name__}, which needs "
             f"Stage.teacher",
         )
+        if isinstance(self.teacher, list | tuple):
+            several = tuple(self.teacher)
+            object.__setattr__(self, "teacher", several[0] if len(several) == 1 else several)
+        names = [teacher.name for teacher in self.teachers]
+        require(len(set(names)) == len(names), f"Stage.teacher names {names}: one of them twice")
+        self.objective.check_teachers(len(names))
+        if self.looks_up:
+            object.__setattr__(self, "teacher_cache", TeacherCache(1, augmented=False))
 
     @property
     def parents(self) -> tuple[Stage, ...]:
         """The stages that must be finished first."""
-        return tuple(parent for parent in (self.teacher, self.start) if parent is not None)
+        return (*self.teachers, *((self.start,) if self.start else ()))
+
+    @property
+    def teachers(self) -> tuple[Stage, ...]:
+        """Those who teach."""
+        several = self.teacher if isinstance(self.teacher, tuple) else (self.teacher,)
+        return tuple(each for each in several if each is not None)
+
+    @property
+    def looks_up(self) -> bool:
+        """Whether there is a teacher without a network, which only knows embeddings of images."""
+        return any(isinstance(each.backbone, EmbeddingFile) for each in self.teachers)
 
     @property
     def network(self) -> Stage:
@@ -155,11 +185,25 @@ def _digest(settings: dict[str, Any]) -> str:
 
 # The name in the table, what to do with images that a finished stage has not met, and where a
 # file lies whose content is a setting.
-_NO_SETTINGS = ("Stage.method", "Probe.method", "Data.on_corrupt", "KerasFile.file")
+_NO_SETTINGS = (
+    "Stage.method",
+    "Probe.method",
+    "Data.on_corrupt",
+    "KerasFile.file",
+    "Application.weights",
+    "EmbeddingFile.file",
+    "ImageFolder.folder",
+)
 
 # Options that are listed only where they are set, so that a folder from before there were any is
 # still known to be made with the same settings.
-_LISTED_IF_SET = ("Data.view_size", "Data.min_crop")
+_LISTED_IF_SET = (
+    "Data.view_size",
+    "Data.min_crop",
+    "TeacherCache.augmented",
+    "RelationshipMatching.teacher_weights",
+    "LocalDistillation.teacher_weights",
+)
 
 
 def _flatten(spec: Any) -> dict[str, Any]:
@@ -170,6 +214,9 @@ def _flatten(spec: Any) -> dict[str, Any]:
         value = getattr(spec, field.name)
         name = f"{owner}.{field.name}"
         if isinstance(value, Stage) or name in _NO_SETTINGS:
+            continue
+        if name == "Stage.teacher" and value is not None:
+            flat[name] = [teacher.name for teacher in value]  # several, in the order of their τ
             continue
         if name in _LISTED_IF_SET and value == field.default:
             continue
@@ -231,12 +278,14 @@ class Run:
         """
         folder = self.folder(spec)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        return filelock.FileLock(folder.with_name(f".{folder.name}.lock"), is_singleton=True)
+        file = folder.with_name(f".{folder.name}.lock")
+        # A soft lock would outlive its process.
+        return filelock.FileLock(file, is_singleton=True, fallback_to_soft=False)
 
-    def cache_folder(self, stage: Stage) -> Path:
-        """Returns where the outputs of the stage's teacher for its views are, or will be."""
+    def cache_folder(self, stage: Stage, teacher: Stage | None = None) -> Path:
+        """Returns where a teacher's outputs for the stage's views are, or will be."""
         settings = _flatten(stage.task) | _flatten(stage.teacher_cache)
-        return self.folder(stage.teacher) / "cache" / _digest(settings)
+        return self.folder(teacher or stage.teacher) / "cache" / _digest(settings)
 
     def is_finished(self, spec: Named) -> bool:
         """Whether a stage is trained and scored, or a row scored."""
@@ -257,8 +306,14 @@ def check(stage: Stage, run: Run) -> None:
         InputError: naming the option, class or dataset at fault.
     """
     check_folder(stage, run)
+    index = read_index(stage.task.data.source, run.data_dir)
+    selection = select(stage.task, index)
+    for known in (stage, *stage.teachers):
+        if isinstance(known.backbone, EmbeddingFile):
+            known.backbone.embeddings(index.keys[[*selection.train, *selection.test]])
     if not stage.objective.trains:
-        networks.embedding_network(stage.backbone, stage.task.data.crop_size)
+        if not isinstance(stage.backbone, EmbeddingFile):
+            networks.embedding_network(stage.backbone, stage.task.data.crop_size)
         return
     recipe, replicas = stage.recipe, run.strategy.num_replicas_in_sync
     require(
@@ -268,8 +323,6 @@ def check(stage: Stage, run: Run) -> None:
     stage.objective.check_batches(recipe, replicas)
     if stage.selection:
         stage.selection.check(run.data_dir)
-    index = read_index(stage.task.data.source, run.data_dir)
-    selection = select(stage.task, index)
     labels = index.labels[selection.train]
     batches.epoch_order(labels, recipe.batch_size, stage.seed, 0, recipe.classes_per_batch)
     if stage.objective.shares_classes:
@@ -337,6 +390,30 @@ def load_network(stage: Stage, run: Run) -> tf.keras.Model:
         InputError: the stage is not finished or its file unreadable.
     """
     return _load(stage, run, "model.keras")
+
+
+# Rows and stages ask the same again, and a large teacher takes its time.
+@functools.lru_cache(maxsize=8)
+def outputs(stage: Stage, run: Run, task: Task, part: str) -> dict[str, np.ndarray]:
+    """Returns what a finished stage's network makes of un-augmented images.
+
+    Args:
+        stage: the stage.
+        run: where.
+        task: whose images.
+        part: "train" or "test".
+
+    Returns:
+        "embedding" [N, d] and maybe "logits" [N, C], float32; not to be written to.
+
+    Raises:
+        InputError: as `load_network`, or as `EmbeddingFile.embeddings`.
+    """
+    examples = getattr(load(task, run.data_dir), part)
+    if isinstance(stage.backbone, EmbeddingFile):
+        return {"embedding": stage.backbone.embeddings(examples.keys)}
+    crops = batches.scoring_batches(examples, task.data.crop_size)
+    return networks.outputs_of(load_network(stage, run), crops)
 
 
 def _load(stage: Stage, run: Run, file: str) -> tf.keras.Model:

@@ -27,6 +27,7 @@ from refilled_tf.data import batches
 from refilled_tf.data.task import Data, Examples
 from refilled_tf.errors import InputError, require
 from refilled_tf.models import networks
+from refilled_tf.models.embedding_files import EmbeddingFile
 from refilled_tf.stage import Run, Stage, TeacherCache, differences, load_network
 
 # Views that the teacher sees at once.
@@ -48,15 +49,22 @@ def views(stage: Stage, run: Run, examples: Examples) -> batches.Views | None:
     Raises:
         InputError: as `build` and `load` say.
     """
-    if not stage.teacher_cache.views:
+    cache, data = stage.teacher_cache, stage.task.data
+    if not cache.views:
         return None
-    folder = run.cache_folder(stage)
-    teacher = networks.with_features(load_network(stage.teacher, run), stage.objective.features)
-    what = teacher, stage.teacher_cache, examples, stage.task.data
-    if run.is_chief:
-        build(folder, *what)
-    run.wait_for_all()
-    return load(folder, *what)
+    outputs = {}
+    for number, teacher in enumerate(stage.teachers):
+        if isinstance(teacher.backbone, EmbeddingFile):
+            known = {"embedding": teacher.backbone.embeddings(examples.keys)[:, np.newaxis]}
+        else:
+            folder = run.cache_folder(stage, teacher)
+            network = networks.with_features(load_network(teacher, run), stage.objective.features)
+            if run.is_chief:
+                build(folder, network, cache, examples, data)
+            run.wait_for_all()
+            known = load(folder, network, cache, examples, data).outputs
+        outputs |= {networks.numbered(name, number): x for name, x in known.items()}
+    return batches.Views(_numbers(cache, examples, data), outputs)
 
 
 def build(
@@ -156,6 +164,8 @@ def _fill(
 
 def _numbers(cache: TeacherCache, examples: Examples, data: Data) -> np.ndarray:
     """Draws the random numbers of all views: [N, K, `random_numbers`] float32 in [0, 1)."""
+    if not cache.augmented:
+        return np.tile(batches.centre_numbers(data), (len(examples.images), 1, 1))
     random = np.random.default_rng(cache.seed)
     shape = len(examples.images), cache.views, batches.random_numbers(data)
     return random.random(shape, dtype=np.float32)
@@ -165,8 +175,9 @@ def _key(
     teacher: tf.keras.Model, cache: TeacherCache, examples: Examples, data: Data
 ) -> dict[str, Any]:
     """Returns all that an output depends on, beside its name."""
-    varied = {} if data.min_crop is None else {"Data.min_crop": data.min_crop}
-    return varied | {
+    view = {} if cache.augmented else {"teacher_cache.augmented": False}
+    view |= {} if data.min_crop is None else {"Data.min_crop": data.min_crop}
+    return view | {
         "teacher's weights": _digest(
             # By name, since their order may depend on which hidden layers are outputs.
             weight.numpy()

@@ -24,7 +24,8 @@ from refilled_tf.learners.base import Learner
 from refilled_tf.learners.cross_entropy import accuracy
 from refilled_tf.losses.local import class_centers
 from refilled_tf.models import networks
-from refilled_tf.stage import Run, Stage, check_folder, load_network
+from refilled_tf.models.embedding_files import EmbeddingFile
+from refilled_tf.stage import Run, Stage, check_folder, load_network, outputs
 
 
 def train(stage: Stage, run: Run) -> dict[str, Any]:
@@ -52,12 +53,14 @@ def train(stage: Stage, run: Run) -> dict[str, Any]:
         facts |= {"class_names": data.class_names, "training_images": len(data.train.labels)}
         storage.write_json(folder / "stage.json", facts)
     trained, facts = (_fit if stage.objective.trains else _take)(stage, run, data)
-    network = trained["model.keras"]
-    result = score(stage, network, data) | facts | {"parameters": count_parameters(network)}
     if run.is_chief:
-        for file, each in trained.items():
+        for file, network in trained.items():
             with storage.replacing(folder / file) as path:
-                each.save(path)
+                network.save(path)
+    run.wait_for_all()
+    result = score(stage, run, data) | facts
+    result["parameters"] = count_parameters(trained.get("model.keras"))
+    if run.is_chief:
         storage.write_json(folder / "result.json", result)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     run.wait_for_all()
@@ -65,10 +68,12 @@ def train(stage: Stage, run: Run) -> dict[str, Any]:
 
 
 def _take(stage: Stage, run: Run, data: TaskData) -> tuple[dict[str, tf.keras.Model], dict]:
-    """Does what `_fit` does, for a stage whose weights are known already."""
-    started = time.monotonic()
-    network = networks.embedding_network(stage.backbone, stage.task.data.crop_size)
-    return {"model.keras": network}, {"seconds": round(time.monotonic() - started, 1)}
+    """Does what `_fit` does, for a stage whose weights, or embeddings, are known already."""
+    started, trained = time.monotonic(), {}
+    if not isinstance(stage.backbone, EmbeddingFile):
+        size = stage.task.data.crop_size
+        trained["model.keras"] = networks.embedding_network(stage.backbone, size)
+    return trained, {"seconds": round(time.monotonic() - started, 1)}
 
 
 def _fit(stage: Stage, run: Run, data: TaskData) -> tuple[dict[str, tf.keras.Model], dict]:
@@ -99,8 +104,8 @@ def _fit(stage: Stage, run: Run, data: TaskData) -> tuple[dict[str, tf.keras.Mod
     return trained, facts
 
 
-def score(stage: Stage, network: tf.keras.Model, data: TaskData) -> dict[str, Any]:
-    """Scores a network on its task's test (or validation) images.
+def score(stage: Stage, run: Run, data: TaskData) -> dict[str, Any]:
+    """Scores a stage's saved network on its task's test (or validation) images.
 
     Returns:
         "scored_on", "images", and "accuracy" for a classifier or "embedding" (see
@@ -109,13 +114,11 @@ def score(stage: Stage, network: tf.keras.Model, data: TaskData) -> dict[str, An
     result = {"scored_on": data.scored_on, "images": len(data.test.labels)}
     if not stage.objective.runs_alone:
         return result
-    size = stage.task.data.crop_size
-    test = networks.outputs_of(network, batches.scoring_batches(data.test, size))
+    test = outputs(stage, run, stage.task, "test")
     if stage.objective.classifies:
         return result | {"accuracy": float(accuracy(test["logits"], data.test.labels))}
-    train_outputs = networks.outputs_of(network, batches.scoring_batches(data.train, size))
     quality = embedding_quality(
-        train_outputs["embedding"],
+        outputs(stage, run, stage.task, "train")["embedding"],
         data.train.labels,
         test["embedding"],
         data.test.labels,
@@ -124,8 +127,10 @@ def score(stage: Stage, network: tf.keras.Model, data: TaskData) -> dict[str, An
     return result | {"embedding": quality}
 
 
-def count_parameters(network: tf.keras.Model) -> dict[str, int]:
+def count_parameters(network: tf.keras.Model | None) -> dict[str, int]:
     """Returns the numbers of trainable weights and of batch-norm statistics."""
+    if network is None:
+        return {"trainable": 0, "batch_norm": 0}
     count = {
         "trainable": network.trainable_weights,
         "batch_norm": network.non_trainable_weights,
@@ -169,14 +174,16 @@ def _build(stage: Stage, run: Run, data: TaskData) -> tuple[Learner, int]:
             student = networks.embedding_network(stage.backbone, size)
         if stage.start:
             networks.copy_embedding_weights(load_network(stage.start, run), student)
-        teacher = load_network(stage.teacher, run) if stage.teacher else None
-        centers = None
+        teacher = centers = None
+        if stage.teachers and not stage.looks_up:
+            several = [load_network(each, run) for each in stage.teachers]
+            teacher = networks.joined(several, stage.task.data.crop_size)
         if stage.objective.needs_teacher_centers:
-            crops = batches.scoring_batches(data.train, stage.task.data.crop_size)
-            outputs = networks.outputs_of(teacher, crops)
-            centers, _ = class_centers(
-                outputs["embedding"], data.train.labels, len(data.class_names)
-            )
+            known = [outputs(each, run, stage.task, "train") for each in stage.teachers]
+            centers = [
+                class_centers(each["embedding"], data.train.labels, len(data.class_names))[0]
+                for each in known
+            ]
         learner = Learner(
             student,
             stage.objective,
@@ -196,7 +203,7 @@ def _distributed_batches(stage: Stage, run: Run, examples: Examples, first: int,
     recipe, data = stage.recipe, stage.task.data
     views = teacher_cache.views(stage, run, examples)
     # A teacher that is asked in every step sees the crop before it is resized for the student.
-    size = data.crop_size if stage.teacher and views is None else data.image_size
+    size = data.crop_size if stage.teachers and views is None else data.image_size
     order = np.concatenate(
         [
             batches.epoch_order(

@@ -15,7 +15,7 @@ from refilled_tf.errors import InputError
 from refilled_tf.experiment import Experiment
 from refilled_tf.learners.cross_entropy import CrossEntropy
 from refilled_tf.models.mobilenet import MobileNet
-from refilled_tf.probe import Probe
+from refilled_tf.probe_row import Probe
 
 HOW = (["tiny.gin"], "python -m refilled_tf.train")
 VANILLA = tiny.second(name="vanilla", method="Vanilla", objective=CrossEntropy())

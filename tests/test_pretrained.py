@@ -14,13 +14,16 @@ import tiny
 
 from refilled_tf import config, experiment, stage, training
 from refilled_tf.data import batches
-from refilled_tf.data.task import Task
+from refilled_tf.data.task import Examples, Task
 from refilled_tf.errors import InputError
 from refilled_tf.learners.base import Learner
 from refilled_tf.learners.distillation import Distillation
+from refilled_tf.learners.local import LocalDistillation
 from refilled_tf.learners.pretrained import Pretrained
 from refilled_tf.learners.relationship import RelationshipMatching
+from refilled_tf.learners.rkd import RelationalDistillation
 from refilled_tf.models import networks
+from refilled_tf.models.embedding_files import EmbeddingFile
 from refilled_tf.models.keras_files import KerasFile
 from refilled_tf.stage import Stage, TeacherCache
 
@@ -36,7 +39,7 @@ def network():
     images = tf.keras.Input((SIZE, SIZE, 3))
     x = tf.keras.layers.Conv2D(6, 3, 2, activation="relu", name="conv")(images)
     x = tf.keras.layers.Flatten(name="flat")(x)
-    return tf.keras.Model(images, tf.keras.layers.Dense(4)(x))
+    return tf.keras.Model(images, tf.keras.layers.Dense(4, name="top")(x))
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +50,8 @@ def file(network, tmp_path_factory):
 
 
 def _teacher(file, **changes):
-    options = {"backbone": KerasFile(str(file), preprocessing="tf"), **changes}
-    return Stage("teacher", "Teacher", TASK, objective=Pretrained(), **options)
+    options = {"task": TASK, "backbone": KerasFile(str(file), preprocessing="tf"), **changes}
+    return Stage("teacher", "Teacher", objective=Pretrained(), **options)
 
 
 def _embeddings(network, pixels):
@@ -87,7 +90,7 @@ def test_a_changed_file_is_refused(network, tmp_path):
 
 def test_a_wrong_layer_is_refused_before_anything_is_written(file, tmp_path):
     spec = _teacher(file, backbone=KerasFile(str(file), layer="avg"))
-    with pytest.raises(InputError, match="candidates: dense, flat, conv"):
+    with pytest.raises(InputError, match="candidates: top, flat, conv"):
         stage.check(spec, tiny.run_in(tmp_path / "work"))
     assert not (tmp_path / "work").exists()
 
@@ -154,6 +157,167 @@ def test_pixels_of_a_step_are_no_larger_than_needed():
 def test_view_size_lies_between_image_and_load_size(view_size):
     with pytest.raises(InputError, match=f"Data.view_size={view_size} must lie between"):
         dataclasses.replace(DATA, view_size=view_size)
+
+
+# ---- embeddings alone ----------------------------------------------------------------------
+
+# As an embedding file knows no augmentation, the live teacher gets none: one view, the centre.
+STILL = dataclasses.replace(DATA, load_size=16, pad=0, flip=False)
+LIVE = dataclasses.replace(STILL, load_size=SIZE)
+
+
+def _archive(path, network):
+    """The network's embeddings of all images of the task LIVE."""
+    data = training.load(Task(LIVE, "student"), None)
+    known = {
+        key: embedding
+        for part in (data.train, data.test)
+        for key, embedding in zip(
+            part.keys, _embeddings(network, part.images.astype(np.float32)), strict=True
+        )
+    }
+    np.savez(path, paths=list(known), embeddings=np.array(list(known.values())))
+    return EmbeddingFile(str(path))
+
+
+def _two_stages(run, teacher, task, suffix, **options):
+    """Trains both stages; returns all logged numbers and the final weights."""
+    first = tiny.first(name=f"first{suffix}", teacher=teacher, task=task, **options)
+    second = tiny.second(
+        name=f"second{suffix}",
+        teacher=teacher,
+        start=first,
+        task=task,
+        objective=LocalDistillation(centers="global"),
+        **options,
+    )
+    logs = {}
+    for spec in (first, second):
+        stage.check(spec, run)
+        result = training.train(spec, run)
+        logs |= {f"{spec.objective} {k}": v for k, v in result["training"].items()}
+    return logs, tiny.saved_weights(run.work_dir, second.name)
+
+
+def test_embedding_file_trains_as_the_live_teacher(network, file, tmp_path):
+    run, task = tiny.run_in(tmp_path), Task(LIVE, "student")
+    archive = Stage(
+        "archive", "", task, _archive(tmp_path / "t.npz", network), objective=Pretrained()
+    )
+    live = _teacher(file, task=task)
+    scores = [training.train(each, run)["embedding"] for each in (live, archive)]
+    assert scores[0] == pytest.approx(scores[1])
+    logs, weights = _two_stages(run, live, task, "")
+    looked_up, same = _two_stages(run, archive, task, "_archive")
+    assert logs == pytest.approx(looked_up, rel=1e-4, abs=1e-4)
+    for one, other in zip(weights, same, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+def test_the_one_view_is_the_centre():
+    """What training sees of an embedding file's images is what scoring sees."""
+    for data in (STILL, dataclasses.replace(STILL, pad=3, load_size=15)):
+        examples = training.load(Task(data, "student"), None).train
+        crops = batches.augmentation(data)(
+            tf.constant(examples.images[:9]), tf.constant([batches.centre_numbers(data)] * 9)
+        )
+        (expected,) = batches.scoring_batches(Examples(*(x[:9] for x in examples)), SIZE)
+        np.testing.assert_array_equal(crops, expected)
+
+
+def test_archive_that_misses_images_is_refused_before_training(tmp_path):
+    np.savez(tmp_path / "t.npz", paths=["0000"], embeddings=np.zeros((1, 2)))
+    archive = EmbeddingFile(str(tmp_path / "t.npz"))
+    teacher = Stage("archive", "", TASK, archive, objective=Pretrained())
+    run = tiny.run_in(tmp_path / "work")
+    for spec in (teacher, tiny.first(teacher=teacher, task=TASK)):
+        with pytest.raises(InputError, match=r"t\.npz misses \d+ of \d+ images: \d{4}, \d{4}, "):
+            stage.check(spec, run)
+    # It has the one view that it has.
+    spec = tiny.first(teacher=teacher, teacher_cache=TeacherCache(2))
+    assert spec.teacher_cache == TeacherCache(1, augmented=False)
+
+
+# ---- several teachers ----------------------------------------------------------------------
+
+SEVERAL = (2.0, 1.0)
+
+
+def _second_teacher(run):
+    """One of our own, of 8×8 pixels, on the student's classes."""
+    spec = tiny.teacher(name="ours", task=Task(LIVE, "student"))
+    training.train(spec, run)
+    return spec
+
+
+@pytest.mark.parametrize("views", [0, 1])
+def test_several_teachers_train_as_their_embeddings(network, file, tmp_path, views):
+    """Two networks, live and cached, and an archive with a network: the same numbers."""
+    run, task = tiny.run_in(tmp_path), Task(LIVE, "student")
+    ours, theirs = _second_teacher(run), _teacher(file, task=task)
+    archive = Stage(
+        "archive", "", task, _archive(tmp_path / "t.npz", network), objective=Pretrained()
+    )
+    for spec in (theirs, archive):
+        training.train(spec, run)
+    trained = []
+    for name, teachers, cache in (
+        ("networks", (theirs, ours), TeacherCache(views)),
+        ("mixed", (archive, ours), TeacherCache()),
+        ("alone", theirs, TeacherCache()),
+    ):
+        objective = RelationshipMatching(
+            weight=10.0,
+            tau_teacher=(2.0, 0.5) if name != "alone" else 2.0,
+            teacher_weights=SEVERAL if name != "alone" else None,
+        )
+        spec = tiny.first(
+            name=name, teacher=teachers, task=task, objective=objective, teacher_cache=cache
+        )
+        stage.check(spec, run)
+        training.train(spec, run)
+        trained.append(np.concatenate([w.ravel() for w in tiny.saved_weights(tmp_path, name)]))
+    np.testing.assert_allclose(trained[0], trained[1], atol=2e-3)  # cached outputs are float16
+    assert np.abs(trained[0] - trained[2]).max() > 2e-2
+
+
+def test_global_batch_of_several_on_two_devices(network, file, tmp_path):
+    """Both replicas together take the steps that one device takes."""
+    weights = []
+    for devices in (1, 2):
+        run = tiny.run_in(tmp_path / str(devices), devices)
+        ours, theirs = _second_teacher(run), _teacher(file, task=Task(LIVE, "student"))
+        training.train(theirs, run)
+        spec = tiny.second(
+            teacher=(theirs, ours),
+            start=None,
+            task=Task(LIVE, "student"),
+            objective=LocalDistillation(centers="global", tau_teacher=(2.0, 1.0)),
+        )
+        training.train(spec, run)
+        weights.append(tiny.saved_weights(run.work_dir, spec.name))
+    for one, both in zip(*weights, strict=True):
+        np.testing.assert_allclose(one, both, atol=1e-4)
+
+
+def test_what_several_teachers_cannot_do_is_refused(file):
+    one, other = _teacher(file), dataclasses.replace(_teacher(file), name="other")
+    with pytest.raises(InputError, match=r"RelationalDistillation takes one teacher, .* names 2"):
+        tiny.first(teacher=(one, other), objective=RelationalDistillation())
+    for options in ({"tau_teacher": (1.0,)}, {"teacher_weights": (1.0, 2.0, 3.0)}):
+        with pytest.raises(InputError, match="must be one for each of 2 teachers"):
+            tiny.first(teacher=(one, other), objective=RelationshipMatching(**options))
+    with pytest.raises(InputError, match="must be above zero"):
+        tiny.second(teacher=one, objective=LocalDistillation(teacher_weights=(0.0,)))
+    with pytest.raises(InputError, match="one of them twice"):
+        tiny.first(teacher=(one, one))
+
+
+def test_order_of_teachers_is_a_setting(file):
+    one, other = _teacher(file), dataclasses.replace(_teacher(file), name="other")
+    digests = {tiny.first(teacher=pair).digest() for pair in ((one, other), (other, one))}
+    assert len(digests) == 2
+    assert tiny.first(teacher=(one,)) == tiny.first(teacher=one)
 
 
 # ---- in gin --------------------------------------------------------------------------------

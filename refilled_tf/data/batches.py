@@ -24,7 +24,8 @@ class Views(NamedTuple):
 
     Attributes:
         numbers: [N, K, 3] float32 in [0, 1), what `augmentation` makes K views of an image by.
-        outputs: by name [N, K, …] float16, maybe memory maps: what a teacher makes of the views.
+        outputs: by name [N, K, …] float16 or float32, maybe memory maps: what a teacher makes of
+            the views.
     """
 
     numbers: np.ndarray
@@ -35,7 +36,7 @@ class Views(NamedTuple):
         read = tf.numpy_function(
             lambda *places: [array[places] for array in self.outputs.values()],
             (rows, views),
-            [tf.float16] * len(self.outputs),
+            [tf.as_dtype(array.dtype) for array in self.outputs.values()],
             stateful=False,
         )
         return {
@@ -139,6 +140,18 @@ def augmentation(data: Data) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
         return tf.ensure_shape(batch, (images.shape[0], size, size, 3))
 
     return augment
+
+
+def centre_numbers(data: Data) -> np.ndarray:
+    """Returns the `random_numbers` by which `augmentation` leaves the centre crop as it is."""
+    loaded = data.load_size + 2 * data.pad
+    corner = data.pad + (data.load_size - data.crop_size) // 2
+    if data.min_crop is None:
+        return np.array([(corner + 0.5) / (loaded - data.crop_size + 1)] * 2 + [0.0], np.float32)
+    # Of the steps between pixels, which are what is resized; the whole image has no room to move.
+    side, room = (data.crop_size - 1) / (loaded - 1), loaded - data.crop_size
+    size = (side - data.min_crop) / (1 - data.min_crop) if data.min_crop < 1 else 0.0
+    return np.array([corner / room if room else 0.0] * 2 + [0.0, size], np.float32)
 
 
 def training_batches(

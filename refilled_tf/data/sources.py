@@ -79,11 +79,10 @@ class Digits:
 @gin.register
 @dataclasses.dataclass(frozen=True)
 class TfdsSource:
-    """A dataset of TensorFlow Datasets, or a folder of images in TFDS's ImageFolder layout.
+    """A dataset of TensorFlow Datasets.
 
     Attributes:
         name: the TFDS name, such as "caltech_birds2011".
-        folder: instead of a name, a folder `FOLDER/train/CLASS/*.jpg`, `FOLDER/test/CLASS/*.jpg`.
         splits: the splits to read; the images of "train" are those that train.
         key: the string feature that identifies an image.
         box: the bounding-box feature to crop to; None takes the whole image.
@@ -92,8 +91,7 @@ class TfdsSource:
         superclass: the label feature of the superclass, if there is one.
     """
 
-    name: str | None = None
-    folder: str | None = None
+    name: str
     splits: tuple[str, ...] = ("train", "test")
     key: str = "image/filename"
     box: str | None = None
@@ -101,10 +99,6 @@ class TfdsSource:
     superclass: str | None = None
 
     def __post_init__(self):
-        require(
-            (self.name is None) != (self.folder is None),
-            "TfdsSource takes either name (a TFDS dataset) or folder (images of your own)",
-        )
         require(
             not isinstance(self.splits, str) and 0 < len(self.splits) == len(set(self.splits)),
             f"TfdsSource.splits={self.splits!r} must be a list of different splits, such as "
@@ -118,7 +112,7 @@ class TfdsSource:
         Raises:
             InputError: the dataset is unknown or not prepared, lacks a split, or keys repeat.
         """
-        builder = self._builder(data_dir)
+        builder = self.builder(data_dir)
         facts = [self.key, "label", self.class_name, self.superclass]
         columns, trains = {name: [] for name in facts if name}, []
         for split in self.splits:
@@ -160,7 +154,7 @@ class TfdsSource:
             image = decode_image(example["image"], box, size)
             return positions.lookup(example[self.key]), image
 
-        builder = self._builder(data_dir)
+        builder = self.builder(data_dir)
         decoded = (
             self._read(builder, split, ["image", self.key, self.box])
             .filter(lambda example: positions.lookup(example[self.key]) >= 0)
@@ -170,15 +164,12 @@ class TfdsSource:
         together = functools.reduce(tf.data.Dataset.concatenate, decoded)
         return _collect(together, len(keys), size)
 
-    def _builder(self, data_dir: str | None) -> tfds.core.DatasetBuilder:
-        if self.folder:
-            root = os.path.expanduser(self.folder)
-            require(
-                all(os.path.isdir(os.path.join(root, split)) for split in self.splits),
-                f"TfdsSource.folder={self.folder!r} must hold "
-                + " and ".join(f"{split}/CLASS/*.jpg" for split in self.splits),
-            )
-            return tfds.folder_dataset.ImageFolder(root)
+    def builder(self, data_dir: str | None) -> tfds.core.DatasetBuilder:
+        """Returns TFDS's own object for the dataset.
+
+        Raises:
+            InputError: the dataset is unknown or not prepared.
+        """
         try:
             # TFDS warns of every folder it looks into; the error below says it all.
             with muted(logging.WARNING):
@@ -207,18 +198,9 @@ class TfdsSource:
             f"{', '.join(builder.info.splits) or 'none'}",
         )
         features = [name for name in features if name]
-        skip = {"image": tfds.decode.SkipDecoding()}
-        if self.folder:  # ImageFolder knows no PartialDecoding, and its keys are full paths.
-            start = len(os.fsencode(os.path.join(os.path.expanduser(self.folder), "")))
-
-            def pick(example):
-                path = example["image/filename"]
-                relative = {"image/filename": tf.strings.substr(path, start, -1)}
-                return {name: (example | relative)[name] for name in features}
-
-            return builder.as_dataset(split=split, decoders=skip).map(pick)
         decoders = tfds.decode.PartialDecoding(
-            {name: True for name in features}, decoders=skip if "image" in features else None
+            {name: True for name in features},
+            decoders={"image": tfds.decode.SkipDecoding()} if "image" in features else None,
         )
         # TFDS warns of a deprecated call of its own.
         with muted(logging.WARNING):
@@ -384,6 +366,11 @@ def decode_image(encoded: tf.Tensor, box: tf.Tensor | None, size: int) -> tf.Ten
             lambda: _crop(tf.io.decode_image(encoded, 3, expand_animations=False), box),
         )
     image.set_shape([None, None, 3])
+    return to_square(image, size)
+
+
+def to_square(image: tf.Tensor, size: int) -> tf.Tensor:
+    """Resizes [H, W, 3] uint8 to [size, size, 3] uint8, with antialiasing."""
     return _to_uint8(tf.image.resize(image, (size, size), antialias=True))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from sklearn.cluster import KMeans
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import normalized_mutual_info_score, pairwise_distances_argmin
-from sklearn.model_selection import train_test_split
+from sklearn.model_selection import StratifiedKFold, train_test_split
 from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, normalize
@@ -37,10 +37,8 @@ def embedding_quality(train, train_labels, test, test_labels, seed: int) -> dict
         of the test images, k the number of classes. All in [0, 1].
     """
     train, test = normalize(train), normalize(test)
-    classes = np.unique(train_labels)
-    centers = np.stack([train[train_labels == c].mean(axis=0) for c in classes])
     quality = {
-        "ncm": nearest_neighbor_accuracy(centers, classes, test, test_labels),
+        "ncm": nearest_center_accuracy(train, train_labels, test, test_labels),
         "1nn": nearest_neighbor_accuracy(train, train_labels, test, test_labels),
     }
     wanted = min(max(RECALL_AT), len(test) - 1)
@@ -51,6 +49,13 @@ def embedding_quality(train, train_labels, test, test_labels, seed: int) -> dict
     clusters = KMeans(len(np.unique(test_labels)), n_init=10, random_state=seed).fit_predict(test)
     quality["nmi"] = normalized_mutual_info_score(test_labels, clusters)
     return {name: float(value) for name, value in quality.items()}
+
+
+def nearest_center_accuracy(train, train_labels, test, test_labels) -> float:
+    """Returns the accuracy of the nearest class mean of normalised embeddings ([N, d], [M, d])."""
+    train, classes = normalize(train), np.unique(train_labels)
+    centers = np.stack([train[train_labels == c].mean(axis=0) for c in classes])
+    return nearest_neighbor_accuracy(centers, classes, test, test_labels)
 
 
 def nearest_neighbor_accuracy(train, train_labels, test, test_labels, seed: int = 0) -> float:
@@ -88,3 +93,32 @@ def logistic_regression_accuracy(train, train_labels, test, test_labels, seed: i
     )
     best = max(LOGISTIC_REGRESSION_C, key=lambda c: fitted(c, fit_x, fit_y).score(held_x, held_y))
     return float(fitted(best, train, train_labels).score(test, test_labels))
+
+
+def cross_validated(
+    embeddings: np.ndarray, labels: np.ndarray, folds: int, seed: int
+) -> dict[str, np.ndarray]:
+    """Scores an embedding by stratified cross-validation.
+
+    Args:
+        embeddings: [N, d].
+        labels: [N] int; every class has at least max(3, folds) images.
+        folds: F, at least 3.
+        seed: of the folds, and of the held-out images within.
+
+    Returns:
+        Accuracies [F] in [0, 1] on each fold's held-out images: "ncm", of the nearest class centre;
+        "1nn"; "linear", of `logistic_regression_accuracy`.
+    """
+    found = []
+    splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    for fit, held in splitter.split(embeddings, labels):
+        sides = embeddings[fit], labels[fit], embeddings[held], labels[held]
+        found.append(
+            {
+                "ncm": nearest_center_accuracy(*sides),
+                "1nn": nearest_neighbor_accuracy(*sides),
+                "linear": logistic_regression_accuracy(*sides, seed),
+            }
+        )
+    return {name: np.array([fold[name] for fold in found]) for name in found[0]}

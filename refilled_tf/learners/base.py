@@ -6,6 +6,7 @@ from typing import ClassVar, NamedTuple
 
 import tensorflow as tf
 
+from refilled_tf.errors import require
 from refilled_tf.models import networks
 from refilled_tf.recipe import Recipe
 
@@ -20,8 +21,10 @@ class GlobalBatch(NamedTuple):
         labels: [B] int32.
         student: the student's outputs, "embedding" [B, d_S] and maybe "logits" [B, C], and the
             features [B, h, w, c] that the objective asks for; float32.
-        teacher: the frozen teacher's, or None without a teacher.
-        teacher_centers: [C, d_T] normalised class centres over the training split, or None.
+        teacher: the frozen teacher's, or None without a teacher; of several teachers, the further
+            ones' under the names that `networks.numbered` gives.
+        teacher_centers: of each teacher [C, d_T] normalised class centres over the training split;
+            or None.
         epoch: scalar float32, the number of finished epochs.
         adapted: what the objective's adapter makes of the student's features; None without one.
         head: the objective's head; None without one.
@@ -30,10 +33,16 @@ class GlobalBatch(NamedTuple):
     labels: tf.Tensor
     student: dict[str, tf.Tensor]
     teacher: dict[str, tf.Tensor] | None
-    teacher_centers: tf.Tensor | None
+    teacher_centers: list[tf.Tensor] | None
     epoch: tf.Tensor
     adapted: dict[str, tf.Tensor] | None = None
     head: tf.keras.Model | None = None
+
+    @property
+    def teacher_embeddings(self) -> list[tf.Tensor]:
+        """Of each teacher [B, d_T]."""
+        names = (networks.numbered("embedding", i) for i in range(len(self.teacher)))
+        return [self.teacher[name] for name in names if name in self.teacher]
 
 
 class Objective:
@@ -104,6 +113,17 @@ class Objective:
             InputError: naming the option.
         """
 
+    def check_teachers(self, count: int) -> None:
+        """Refuses so many teachers.
+
+        Raises:
+            InputError: naming the option.
+        """
+        require(
+            count <= 1,
+            f"{type(self).__name__} takes one teacher, but Stage.teacher names {count}",
+        )
+
     def __call__(self, batch: GlobalBatch) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """Returns the scalar loss of the global batch, and its reported parts."""
         raise NotImplementedError(f"{type(self).__name__} must say its loss")
@@ -115,6 +135,29 @@ class Objective:
         what the replicas return must be the loss of the global batch.
         """
         return self(learner.global_batch(*data))
+
+
+def check_each(objective: Objective, count: int) -> None:
+    """Refuses temperatures or weights that are not one for each teacher.
+
+    Args:
+        objective: with `tau_teacher`, which may also be one for all, and `teacher_weights`.
+        count: of teachers.
+
+    Raises:
+        InputError: naming the option.
+    """
+    for name in ("tau_teacher", "teacher_weights"):
+        value = getattr(objective, name)
+        several = isinstance(value, list | tuple)
+        require(
+            value is None or all(x > 0 for x in (value if several else (value,))),
+            f"{type(objective).__name__}.{name}={value} must be above zero",
+        )
+        require(
+            not several or len(value) == count,
+            f"{type(objective).__name__}.{name}={value} must be one for each of {count} teachers",
+        )
 
 
 class Learner(tf.keras.Model):
@@ -131,7 +174,7 @@ class Learner(tf.keras.Model):
         student: tf.keras.Model,
         objective: Objective,
         teacher: tf.keras.Model | None = None,
-        teacher_centers: tf.Tensor | None = None,
+        teacher_centers: list[tf.Tensor] | None = None,
         weight_decay: float = 0.0,
         steps_per_epoch: int = 1,
         embedding_rate: float = 1.0,
@@ -141,8 +184,9 @@ class Learner(tf.keras.Model):
         Args:
             student: network with named outputs; all its weights train.
             objective: what to minimise.
-            teacher: network with named outputs; frozen, in inference mode.
-            teacher_centers: [C, d_T], for objectives that ask for them.
+            teacher: network with named outputs; frozen, in inference mode. None where there is no
+                teacher, or every step is told what it says.
+            teacher_centers: of each teacher [C, d_T], for objectives that ask for them.
             weight_decay: λ of the penalty ½·λ·‖w‖² on all trainable weights; coupled, that is,
                 part of the gradient that momentum accumulates, as in torch's SGD.
             steps_per_epoch: turns the optimizer's step count into epochs.

@@ -36,6 +36,11 @@ class JointDistillation(Objective):
         """As the stage-2 objective says."""
         return self.local.needs_teacher_centers
 
+    def check_teachers(self, count: int) -> None:
+        """Takes as many as both objectives do."""
+        self.relationship.check_teachers(count)
+        self.local.check_teachers(count)
+
     def __call__(self, batch: GlobalBatch) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """Returns the sum and the parts of both."""
         embedding_loss, embedding_parts = self.relationship(batch)

@@ -7,10 +7,13 @@ nearest class mean in its embedding, over the classes that occur in the batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 
 from refilled_tf.losses._checks import require_positive
 from refilled_tf.losses.distances import l2_normalize, rescale
+from refilled_tf.losses.mixture import each_with_tau, log_mixture
 
 
 def _class_counts(labels: tf.Tensor, num_classes: int | tf.Tensor) -> tf.Tensor:
@@ -45,12 +48,13 @@ def class_centers(
 
 def local_kl(
     student_logits: tf.Tensor,
-    teacher_embeddings: tf.Tensor,
+    teacher_embeddings: tf.Tensor | Sequence[tf.Tensor],
     labels: tf.Tensor,
     *,
-    tau_teacher: float = 2.0,
+    tau_teacher: float | Sequence[float] = 2.0,
     tau_student: float = 1.0,
-    centers: tf.Tensor | None = None,
+    teacher_weights: Sequence[float] | None = None,
+    centers: tf.Tensor | Sequence[tf.Tensor] | None = None,
 ) -> tf.Tensor:
     """KL(teacher || student) over the classes that occur in the batch.
 
@@ -61,12 +65,15 @@ def local_kl(
 
     Args:
       student_logits: float Tensor [B, C].
-      teacher_embeddings: float Tensor [B, d]; gets no gradient.
+      teacher_embeddings: float Tensor [B, d], or several teachers', whose posteriors are averaged;
+        gets no gradient.
       labels: integer Tensor [B] with values in [0, C).
-      tau_teacher: temperature of the teacher.
+      tau_teacher: temperature of the teacher, or of each.
       tau_student: temperature of the student.
+      teacher_weights: what each of several teachers counts; None for all the same.
       centers: float Tensor [C, d], l2-normalised class centres, for instance of the whole
-        training split; they get no gradient. None computes them from this batch.
+        training split, or several teachers'; they get no gradient. None computes them from this
+        batch.
 
     Returns:
       float32 scalar, finite for logits and embeddings up to 1e30; 0 when the batch holds one
@@ -75,18 +82,22 @@ def local_kl(
     Raises:
       ValueError: a temperature is not above zero.
     """
-    require_positive(tau_teacher=tau_teacher, tau_student=tau_student)
+    require_positive(tau_student=tau_student)
     student_logits = tf.cast(student_logits, tf.float32)
-    embeddings = tf.stop_gradient(tf.cast(teacher_embeddings, tf.float32))
+    teachers = each_with_tau(teacher_embeddings, tau_teacher)
     num_classes = tf.shape(student_logits)[1]
     if centers is None:
-        centers, present = class_centers(embeddings, labels, num_classes)
-    else:
-        centers = tf.stop_gradient(tf.cast(centers, tf.float32))
-        present = _class_counts(labels, num_classes) > 0.0
-    classes = tf.where(present)[:, 0]
+        centers = [class_centers(each, labels, num_classes)[0] for each, _ in teachers]
+    elif not isinstance(centers, list | tuple):
+        centers = [centers]
+    classes = tf.where(_class_counts(labels, num_classes) > 0.0)[:, 0]
 
-    log_teacher = nearest_center_posterior(embeddings, tf.gather(centers, classes), tau_teacher)
+    def posterior(embeddings: tf.Tensor, tau: float, centers: tf.Tensor) -> tf.Tensor:
+        known = tf.gather(tf.stop_gradient(tf.cast(centers, tf.float32)), classes)
+        return nearest_center_posterior(embeddings, known, tau)
+
+    taught = [posterior(*each, c) for each, c in zip(teachers, centers, strict=True)]
+    log_teacher = log_mixture(taught, teacher_weights)
     return posterior_kl(log_teacher, tf.gather(student_logits, classes, axis=1), tau_student)
 
 

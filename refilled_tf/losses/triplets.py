@@ -7,12 +7,14 @@ probability that i is nearer to j than to k; the student is to hold the same vie
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
 
 from refilled_tf.losses._checks import require_positive
 from refilled_tf.losses.distances import l2_normalize, pairwise_distances
+from refilled_tf.losses.mixture import each_with_tau, mixture_logits
 
 FALLBACKS = ("skip", "farthest")
 
@@ -140,11 +142,12 @@ def bernoulli_kl(teacher_logits: tf.Tensor, student_logits: tf.Tensor) -> tf.Ten
 
 def triplet_kl(
     student_embeddings: tf.Tensor,
-    teacher_embeddings: tf.Tensor,
+    teacher_embeddings: tf.Tensor | Sequence[tf.Tensor],
     labels: tf.Tensor,
     *,
-    tau_teacher: float = 2.0,
+    tau_teacher: float | Sequence[float] = 2.0,
     tau_student: float = 1.0,
+    teacher_weights: Sequence[float] | None = None,
     fallback: str = "skip",
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Mean KL between the teacher's and the student's view of the student's semi-hard triplets.
@@ -157,10 +160,13 @@ def triplet_kl(
 
     Args:
       student_embeddings: float Tensor [B, d_S].
-      teacher_embeddings: float Tensor [B, d_T]; the widths may differ. Gets no gradient.
+      teacher_embeddings: float Tensor [B, d_T], or several teachers', whose p_ijk are averaged; the
+        widths may differ. Gets no gradient.
       labels: Tensor [B], integers.
-      tau_teacher: temperature of the teacher; the paper takes 2 across tasks, 4 on one task.
+      tau_teacher: temperature of the teacher, or of each; the paper takes 2 across tasks, 4 on
+        one task.
       tau_student: temperature of the student; the paper does not smooth it.
+      teacher_weights: what each of several teachers counts; None for all the same.
       fallback: see `semi_hard_triplets`.
 
     Returns:
@@ -170,9 +176,9 @@ def triplet_kl(
     Raises:
       ValueError: a temperature is not above zero, or `fallback` is unknown.
     """
-    require_positive(tau_teacher=tau_teacher, tau_student=tau_student)
+    require_positive(tau_student=tau_student)
     student = l2_normalize(student_embeddings)
-    teacher = l2_normalize(tf.stop_gradient(teacher_embeddings))
+    teachers = each_with_tau(teacher_embeddings, tau_teacher)
     distances = pairwise_distances(student)
     anchor, positive, negative = semi_hard_triplets(distances, labels, fallback)
     # One gather for both sides of the gap: its gradient is a [B, B] Tensor, so one, not two.
@@ -182,8 +188,9 @@ def triplet_kl(
         to_negative, to_positive = tf.unstack(tf.gather_nd(matrix, index), num=2)
         return (to_negative - to_positive) / tau
 
+    taught = [logits(pairwise_distances(l2_normalize(each)), tau) for each, tau in teachers]
     divergence = bernoulli_kl(
-        logits(pairwise_distances(teacher), tau_teacher), logits(distances, tau_student)
+        mixture_logits(taught, teacher_weights), logits(distances, tau_student)
     )
     num_triplets = tf.cast(tf.size(anchor), tf.float32)
     loss = tf.reduce_sum(divergence) / tf.maximum(num_triplets, 1.0)

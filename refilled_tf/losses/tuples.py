@@ -5,20 +5,24 @@ The later improvement by the authors of REFILLED (Ye, Lu, Zhan, CVPR 2020) on th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 
 from refilled_tf.losses._checks import require_positive
 from refilled_tf.losses.distances import l2_normalize, pairwise_distances
+from refilled_tf.losses.mixture import each_with_tau, log_mixture
 from refilled_tf.losses.triplets import positive_pairs, same_class
 
 
 def tuple_kl(
     student_embeddings: tf.Tensor,
-    teacher_embeddings: tf.Tensor,
+    teacher_embeddings: tf.Tensor | Sequence[tf.Tensor],
     labels: tf.Tensor,
     *,
-    tau_teacher: float,
+    tau_teacher: float | Sequence[float],
     tau_student: float,
+    teacher_weights: Sequence[float] | None = None,
     margin: float = 0.2,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Mean KL between the teacher's and the student's softmax over tuples.
@@ -34,10 +38,12 @@ def tuple_kl(
 
     Args:
       student_embeddings: float Tensor [B, d_S].
-      teacher_embeddings: float Tensor [B, d_T]; gets no gradient.
+      teacher_embeddings: float Tensor [B, d_T], or several teachers', whose distributions are
+        averaged; gets no gradient.
       labels: Tensor [B], integers.
-      tau_teacher: temperature of the teacher.
+      tau_teacher: temperature of the teacher, or of each.
       tau_student: temperature of the student.
+      teacher_weights: what each of several teachers counts; None for all the same.
       margin: how far beyond the positive an impostor may lie in the student's embedding.
 
     Returns:
@@ -47,9 +53,9 @@ def tuple_kl(
     Raises:
       ValueError: a temperature or the margin is not above zero.
     """
-    require_positive(tau_teacher=tau_teacher, tau_student=tau_student, margin=margin)
+    require_positive(tau_student=tau_student, margin=margin)
     student = l2_normalize(student_embeddings)
-    teacher = l2_normalize(tf.stop_gradient(teacher_embeddings))
+    teachers = each_with_tau(teacher_embeddings, tau_teacher)
     same = same_class(labels)
     pairs = positive_pairs(same)
     anchor, positive = pairs[:, 0], pairs[:, 1]
@@ -71,7 +77,10 @@ def tuple_kl(
         # and differences are no NaN, neither here nor in the gradient.
         return tf.nn.log_softmax(tf.where(member, logits, tf.float32.min))
 
-    log_teacher = log_probabilities(pairwise_distances(teacher), tau_teacher)
+    taught = [
+        log_probabilities(pairwise_distances(l2_normalize(each)), tau) for each, tau in teachers
+    ]
+    log_teacher = log_mixture(taught, teacher_weights)
     log_student = log_probabilities(distances, tau_student)
     log_ratio = tf.where(member, log_teacher - log_student, 0.0)
     num_tuples = tf.cast(tf.size(anchor), tf.float32)

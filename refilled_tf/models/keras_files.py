@@ -1,4 +1,4 @@
-"""Networks of known weights, from anywhere, as backbones.
+"""Networks of known weights, from a file or from Keras, as backbones.
 
 A network here may want images of another size, range and colour order than ours. What `build`
 returns takes ours, [B, S, S, 3] RGB in [0, 255], like every other backbone, and starts with
@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +25,12 @@ from refilled_tf.models.networks import resized
 # deviation of ImageNet in [0, 1]; BGR minus ImageNet's mean.
 PREPROCESSING = ("none", "tf", "torch", "caffe")
 
+_AFTER_A_CLASSIFIER = (
+    tf.keras.layers.Activation,
+    tf.keras.layers.Dropout,
+    tf.keras.layers.Softmax,
+)
+
 
 @gin.register
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +40,8 @@ class KerasFile:
     Attributes:
         file: a .keras or .h5 file, or a folder in TensorFlow's SavedModel format that Keras wrote.
         layer: whose output is the embedding, [B, d], or [B, h, w, d] to be averaged over space.
-            None takes what feeds the last Dense layer, or, without any, what the network returns.
+            None takes what feeds the Dense layer that the network ends with (an activation may
+            follow), or, without such a classifier, what the network returns.
         preprocessing: what the network wants done to RGB in [0, 255]: "none", if it takes that or
             does it itself, "tf", "torch" or "caffe".
         content: hash of the file, which is part of a stage's settings where the path is not.
@@ -75,6 +83,90 @@ class KerasFile:
             return images
         return tf.keras.applications.imagenet_utils.preprocess_input(
             images, mode=self.preprocessing
+        )
+
+
+@gin.register
+@dataclasses.dataclass(frozen=True)
+class Application:
+    """A network of `tf.keras.applications`, trained on ImageNet, with what it wants done to images.
+
+    Attributes:
+        name: of the class, such as "MobileNetV2".
+        weights: a file of its weights, with or without the classifier, as Keras publishes them or
+            `save_weights` writes them; None lets Keras download them.
+        layer: as in `KerasFile`; None averages the last feature map over space.
+        input_size: side in pixels that images are resized to; None for what it was trained on.
+        content: hash of the weights' file.
+    """
+
+    name: str
+    weights: str | None = None
+    layer: str | None = None
+    input_size: int | None = None
+    content: str | None = dataclasses.field(init=False)
+
+    def __post_init__(self):
+        # Of a ConvNeXt, Keras 2.15 cannot load what it has saved.
+        known = [
+            name
+            for name in dir(tf.keras.applications)
+            if name[0].isupper() and not name.startswith("ConvNeXt")
+        ]
+        require(
+            self.name in known,
+            f"Application.name={self.name!r} is no network of tf.keras.applications; there are "
+            f"{', '.join(known)}",
+        )
+        content = None
+        if self.weights is not None:
+            content = content_hash(f"Application.weights={self.weights}", self.weights)
+        object.__setattr__(self, "content", content)
+
+    def build(self, image_size: int) -> tf.keras.Model:
+        """Builds the network with its weights; see `KerasFile.build`.
+
+        Raises:
+            InputError: the weights can neither be read nor downloaded, or there is no such layer.
+        """
+        make = getattr(tf.keras.applications, self.name)
+        whole = make(weights=None)
+        # Networks without a size of their own were trained on 224×224.
+        size = self.input_size or whole.input_shape[1] or 224
+        network = make(weights=None, include_top=False, pooling="avg", input_shape=(size, size, 3))
+        if self.weights is None:
+            network.set_weights(self._downloaded(make, size))
+        else:
+            network.set_weights(self._read(whole, network))
+        what = f"Application.name={self.name!r}"
+        embedding = embedding_of(network, self.layer or network.layers[-1].name, what)
+        preprocess = sys.modules[make.__module__].preprocess_input
+        return as_backbone(network.input, embedding, image_size, preprocess)
+
+    def _downloaded(self, make: Callable[..., tf.keras.Model], size: int) -> list[np.ndarray]:
+        try:
+            return make(include_top=False, pooling="avg", input_shape=(size, size, 3)).get_weights()
+        except Exception as error:  # Keras raises what it finds, mostly a bare Exception.
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"the weights of Application.name={self.name!r} cannot be downloaded ({reason}); "
+                "where there is no network, name their file by Application.weights "
+                "(--teacher_weights)"
+            ) from error
+
+    def _read(self, whole: tf.keras.Model, network: tf.keras.Model) -> list[np.ndarray]:
+        """Reads the file, with the classifier or without; the weights below it come first."""
+        reasons = []
+        for each in (network, whole):
+            try:
+                each.load_weights(Path(self.weights).expanduser())
+            except Exception as error:  # Keras raises whatever the file's reader raised.
+                reasons.append(" ".join(str(error).split())[:120])
+            else:
+                return each.get_weights()[: len(network.weights)]
+        raise InputError(
+            f"Application.weights={self.weights} holds no weights of {self.name}, neither without "
+            f"its classifier ({reasons[0]}) nor with it ({reasons[1]})"
         )
 
 
@@ -139,18 +231,18 @@ def embedding_of(network: tf.keras.Model, layer: str | None, what: str) -> tf.Te
         layer is None or layer in known,
         f"{what} has no layer {layer!r}; candidates: {', '.join(_candidates(known.values()))}",
     )
-    dense = [each for each in network.layers if isinstance(each, tf.keras.layers.Dense)]
+    ends = [each for each in network.layers if not isinstance(each, _AFTER_A_CLASSIFIER)]
     if layer is not None:
         tensor = known[layer].output
-    elif dense:
-        tensor = dense[-1].input
+    elif isinstance(ends[-1], tf.keras.layers.Dense):
+        tensor = ends[-1].input
     else:
         tensor = network.output
         tensor = tensor.get("embedding", tensor) if isinstance(tensor, dict) else tensor
     require(
         tf.is_tensor(tensor) or tf.keras.backend.is_keras_tensor(tensor),
-        f"{what} has several outputs and no Dense layer; name the embedding's layer, one of "
-        f"{', '.join(_candidates(known.values()))}",
+        f"{what} has several outputs and no Dense layer at its end; name the embedding's "
+        f"layer, one of {', '.join(_candidates(known.values()))}",
     )
     require(
         len(tensor.shape) in (2, 4),

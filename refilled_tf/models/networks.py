@@ -69,6 +69,32 @@ def _ends(backbone: Backbone, image_size: int):
     return network.input, to_float32(network.output)
 
 
+def numbered(name: str, number: int) -> str:
+    """Returns the name of an output of one of several teachers, the first of which has number 0."""
+    return f"{name}_{number + 1}" if number else name
+
+
+def joined(several: Sequence[tf.keras.Model], image_size: int) -> tf.keras.Model:
+    """Returns several networks as one, which lets each see the images at the size of its input.
+
+    Args:
+        several: with named outputs.
+        image_size: side S of what they see.
+
+    Returns:
+        Functional model on the same weights: images [B, S, S, 3] to the outputs of all under
+        `numbered` names. A single network stays as it is.
+    """
+    if len(several) == 1:
+        return several[0]
+    images = tf.keras.Input((image_size, image_size, 3), name="images")
+    outputs = {}
+    for number, network in enumerate(several):
+        given = network(resized(images, network.input_shape[1]))
+        outputs |= {numbered(name, number): x for name, x in given.items()}
+    return tf.keras.Model(images, outputs, name="teachers")
+
+
 def with_features(network: tf.keras.Model, names: Sequence[str]) -> tf.keras.Model:
     """Returns the same network with hidden layers among its outputs.
 

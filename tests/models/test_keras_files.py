@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from refilled_tf.errors import InputError
 from refilled_tf.models import networks
-from refilled_tf.models.keras_files import KerasFile
+from refilled_tf.models.keras_files import Application, KerasFile
 
 SIZE = 12
 
@@ -126,6 +126,70 @@ def test_content_tells_files_apart_and_not_paths(tmp_path):
     second = KerasFile(_saved(tmp_path, other, "other.keras"))
     (tmp_path / "copy.keras").write_bytes((tmp_path / "teacher.keras").read_bytes())
     assert KerasFile(str(tmp_path / "copy.keras")).content == first.content != second.content
+
+
+def test_a_dense_layer_inside_is_no_classifier(tmp_path):
+    images = tf.keras.Input((SIZE, SIZE, 3))
+    x = tf.keras.layers.Dense(4)(images)
+    network = tf.keras.Model(images, tf.keras.layers.GlobalAveragePooling2D()(x))
+    backbone = KerasFile(_saved(tmp_path, network)).build(SIZE)
+    np.testing.assert_allclose(backbone(_images()), network(_images()), rtol=1e-4, atol=1e-3)
+
+
+# ---- tf.keras.applications -----------------------------------------------------------------
+
+APPLICATIONS = tf.keras.applications
+
+
+@pytest.fixture(scope="module")
+def mobilenet(tmp_path_factory):
+    """MobileNetV2 without its classifier, on 96×96 pixels, and a folder of its weights."""
+    tf.keras.utils.set_random_seed(0)
+    whole = APPLICATIONS.MobileNetV2(weights=None)
+    options = {"include_top": False, "pooling": "avg", "weights": None}
+    network = APPLICATIONS.MobileNetV2(**options, input_shape=(96, 96, 3))
+    network.set_weights(whole.get_weights()[:-2])
+    folder = tmp_path_factory.mktemp("weights")
+    whole.save_weights(folder / "whole.h5")
+    network.save_weights(folder / "without.h5")
+    return network, folder
+
+
+@pytest.mark.parametrize("file", ["whole.h5", "without.h5"])
+def test_application_does_its_own_preprocessing(mobilenet, file):
+    network, folder = mobilenet
+    spec = Application("MobileNetV2", str(folder / file), input_size=96)
+    resized = tf.image.resize(_images(80), (96, 96)).numpy()
+    expected = network(APPLICATIONS.mobilenet_v2.preprocess_input(resized))
+    np.testing.assert_allclose(spec.build(80)(_images(80)), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_application_takes_the_size_it_was_trained_on(mobilenet):
+    spec = Application("MobileNetV2", str(mobilenet[1] / "whole.h5"))
+    assert spec.build(48).get_layer("pretrained").input_shape == (None, 224, 224, 3)
+    named = Application("MobileNetV2", spec.weights, layer="block_3_expand_relu", input_size=32)
+    assert named.build(48).output_shape == (None, 144)  # 6 · 24 channels, averaged over space
+
+
+def test_unknown_application_lists_what_there_is():
+    with pytest.raises(InputError, match=r"'MobileNetV9' is no network .* MobileNetV2, "):
+        Application("MobileNetV9")
+
+
+def test_weights_of_another_network_are_refused(mobilenet):
+    spec = Application("MobileNet", str(mobilenet[1] / "whole.h5"), input_size=32)
+    with pytest.raises(InputError, match=r"whole\.h5 holds no weights of MobileNet, neither"):
+        spec.build(32)
+
+
+def test_missing_network_names_the_option(monkeypatch):
+    def fail(*args, **kwargs):
+        raise Exception("URL fetch failure")
+
+    # As Keras raises where there is no way out.
+    monkeypatch.setattr("keras.src.utils.data_utils.get_file", fail)
+    with pytest.raises(InputError, match=r"cannot be downloaded \(URL .*--teacher_weights"):
+        Application("MobileNetV2", input_size=96).build(96)
 
 
 # ---- refusing ------------------------------------------------------------------------------

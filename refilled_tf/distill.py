@@ -1,0 +1,177 @@
+"""From photos to a phone: python -m refilled_tf.distill --images=DIR --teacher=SPEC --output=DIR.
+
+Writes
+
+OUTPUT/distill.gin   what the command stands for, for refilled_tf.train
+OUTPUT/tuning/       trials, with --tune
+OUTPUT/training/     the training's folder
+OUTPUT/saved_model/  for TF Serving
+OUTPUT/tflite/       for phones and browsers
+OUTPUT/report.html   what has come out, and how to use it
+
+and goes on where it was when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+# The rest of the package knows nothing of exports. This program, which nothing imports, stands
+# above both and joins them.
+from export import tflite_files, tflite_model, trained, versions
+from refilled_tf import config, distill_config, distill_report, storage, teachers, tuning
+from refilled_tf.data.image_folder import ImageFolder, notes
+from refilled_tf.data.sources import Source
+from refilled_tf.data.task import Selection, Task, read_index, select
+from refilled_tf.entry import command_line, run_main
+from refilled_tf.errors import require
+from refilled_tf.launch import launch
+
+FLAGS = flags.FLAGS
+
+
+def main(argv: list[str]) -> None:
+    """Does what the flags say."""
+    require(len(argv) == 1, f"unexpected argument {argv[1:]}; every option is a --flag")
+    output, command = Path(FLAGS.output), command_line("refilled_tf.distill")
+    gin_file, work_dir = output / "distill.gin", output / "training"
+    teacher = teachers.parse(
+        FLAGS.teacher, FLAGS.teacher_layer, FLAGS.teacher_weights, FLAGS.teacher_preprocessing
+    )
+    task = distill_config.task_of(FLAGS.images, FLAGS.data_dir)
+    selection = survey(task, FLAGS.data_dir)
+    base = distill_config.gin_text(
+        [
+            f"python -m refilled_tf.train --gin_file={gin_file} --work_dir={work_dir}",
+            f"Written by {command}",
+        ],
+        task,
+        teacher,
+        FLAGS.width,
+        FLAGS.image_size,
+        len(selection.train),
+        FLAGS.quick,
+        FLAGS.gin_param,
+    )
+    chosen = []
+    if FLAGS.tune:
+        trials = tuning.run(base, output / "tuning", FLAGS.tune, FLAGS.data_dir, command)
+        chosen = tuning.chosen(trials)
+    write_gin_file(gin_file, base + "".join(f"{line}\n" for line in chosen), FLAGS.gin_param)
+    _, where, results = launch([str(gin_file)], [], work_dir, FLAGS.data_dir, command)
+
+    model = trained.load(work_dir, None, FLAGS.data_dir)
+    newer_than = where.folder(model.stage) / "model.keras"
+    saved_model = output / "saved_model"
+    if not _made_since(saved_model / "server", newer_than):
+        versions.publish(model, saved_model)
+    tflite = output / "tflite"
+    if not _made_since(tflite / "tflite.json", newer_than):
+        print(tflite_files.write(model, list(tflite_model.QUANTIZATIONS), tflite, command))
+    report = distill_report.Report(
+        command=command,
+        rows=results["rows"],
+        exported=model.stage.name,
+        data=model.data,
+        network=model.network,
+        size=model.stage.task.data.image_size,
+        notes=image_notes(model.stage.task.data.source),
+        tflite=storage.read_json(tflite / "tflite.json"),
+        trials=storage.read_json(output / "tuning" / tuning.TRIALS) if FLAGS.tune else [],
+        gin=gin_file.read_text(encoding="utf-8"),
+        output=output,
+    )
+    storage.write_text(output / "report.html", distill_report.html(report))
+    print(distill_report.line(report))
+
+
+def survey(task: Task, data_dir: str | None) -> Selection:
+    """Prints how many images of every class train and are tested, and what is odd about them.
+
+    Args:
+        task: all classes of a dataset.
+        data_dir: folder of prepared TFDS datasets; None for TFDS's own.
+
+    Returns:
+        Which images train and are tested.
+
+    Raises:
+        InputError: naming the file or class at fault.
+    """
+    # First, as an error may be about the same files.
+    print("\n".join(image_notes(task.data.source)))
+    index = read_index(task.data.source, data_dir)
+    selection = select(task, index)
+    print(counts(index.labels, selection))
+    return selection
+
+
+def image_notes(source: Source) -> list[str]:
+    """Returns what is odd about images of one's own."""
+    return notes(source.survey()) if isinstance(source, ImageFolder) else []
+
+
+def counts(labels: np.ndarray, selection: Selection) -> str:
+    """Formats how many images of every class train and are tested."""
+    width = max(len(name) for name in selection.class_names)
+    train, test = (collections.Counter(labels[rows]) for rows in (selection.train, selection.test))
+    lines = [f"{'class':{width}}  train  test"]
+    for number, name in zip(selection.classes, selection.class_names, strict=True):
+        lines.append(f"{name:{width}}  {train[number]:5d}  {test[number]:4d}")
+    lines.append(f"{len(lines) - 1} classes, {len(selection.train)} + {len(selection.test)} images")
+    return "\n".join(lines)
+
+
+def write_gin_file(path: Path, text: str, params: Sequence[str]) -> None:
+    """Writes the gin file, unless there is another one, which somebody may have changed.
+
+    Args:
+        path: of the file.
+        text: for it.
+        params: the settings in it that somebody has given.
+
+    Raises:
+        InputError: there is, or the text is no experiment; see `config.load_experiment`.
+    """
+    if not path.exists():
+        with storage.replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+            config.load_experiment([temporary], params)
+        return
+    there, now = path.read_text(encoding="utf-8").splitlines(), text.splitlines()
+    changed = [line for line in there if line not in now and not line.startswith("#")]
+    added = [line for line in now if line not in there and not line.startswith("#")]
+    require(
+        not changed and not added,
+        f"{path} is there already, and has {'; '.join(changed) or 'nothing'} where this command "
+        f"would write {'; '.join(added) or 'nothing'}; take another --output, or run that file by "
+        "the command in its first line",
+    )
+
+
+def _made_since(path: Path, source: Path) -> bool:
+    return path.exists() and path.stat().st_mtime >= source.stat().st_mtime
+
+
+# Here, so that the module can be imported beside others with flags of these names.
+if __name__ == "__main__":
+    flags.DEFINE_string(
+        "images", None, "A folder with a folder for each class, or a TFDS name.", required=True
+    )
+    flags.DEFINE_string("teacher", None, f"The teacher: {teachers.ACCEPTED}.", required=True)
+    flags.DEFINE_string("teacher_layer", None, "Layer whose output is its embedding.")
+    flags.DEFINE_string("teacher_weights", None, "Weights of an imagenet: teacher.")
+    flags.DEFINE_string("teacher_preprocessing", None, "What a file wants done to images.")
+    flags.DEFINE_float("width", 0.25, "The student's width multiplier.")
+    flags.DEFINE_integer("image_size", 96, "Side of the student's images in pixels.")
+    flags.DEFINE_string("output", None, "Where everything goes.", required=True)
+    flags.DEFINE_bool("quick", False, "A few epochs, for a first look.")
+    flags.DEFINE_integer("tune", 0, "Trials that choose weights, temperatures and rate.", 0)
+    flags.DEFINE_multi_string("gin_param", [], "A single setting, such as 'Recipe.epochs = 10'.")
+    flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS datasets; TFDS's own if unset.")
+    run_main(main)

@@ -1,0 +1,169 @@
+"""What a distillation has come to, as one HTML page that needs no network."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import math
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import PIL.Image
+import tensorflow as tf
+from sklearn.metrics import confusion_matrix
+
+from refilled_tf import report
+from refilled_tf.data import batches
+from refilled_tf.data.task import Examples, TaskData
+from refilled_tf.models import networks
+
+TEMPLATES = Path(__file__).parent / "templates"
+MOST_MISTAKES = 12  # shown as pictures
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """All that the page is made of.
+
+    Attributes:
+        command: that did all this.
+        rows: of results.json.
+        exported: the name of the stage that was exported.
+        network: its network, images [B, S, S, 3] in [0, 255] to {"logits" [B, C], …}.
+        size: S.
+        data: its images and classes.
+        notes: what is odd about the images.
+        tflite: what tflite.json holds.
+        trials: of tuning; none without.
+        gin: text of the gin file.
+        output: the folder of all files.
+    """
+
+    command: str
+    rows: Sequence[dict[str, Any]]
+    exported: str
+    network: tf.keras.Model
+    size: int
+    data: TaskData
+    notes: Sequence[str]
+    tflite: dict[str, Any]
+    trials: Sequence[dict[str, Any]]
+    gin: str
+    output: Path
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The row of the exported network."""
+        return next(row for row in self.rows if row["stage"] == self.exported)
+
+
+def line(what: Report) -> str:
+    """Returns the result in one line."""
+    others = ", ".join(
+        f"{row['method']} {_percent(row['accuracy'])}" for row in what.rows if row != what.row
+    )
+    return (
+        f"{what.row['method']}: {_percent(what.row['accuracy'])} of {what.row['images']} test "
+        f"images right ({others}); see {what.output / 'report.html'}"
+    )
+
+
+def html(what: Report) -> str:
+    """Writes the page.
+
+    Returns:
+        HTML; all pictures are inside.
+    """
+    crops = batches.scoring_batches(what.data.test, what.size)
+    predictions = np.argmax(networks.outputs_of(what.network, crops)["logits"], axis=-1)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"percent": _percent, "error": standard_error}
+    return environment.get_template("distill.html").render(
+        what=what,
+        side=what.data.test.images.shape[1],
+        classes=per_class(what.data, predictions),
+        confusion=_confusion(what, predictions),
+        mistakes=_mistakes(what.data.test, what.data.class_names, predictions),
+    )
+
+
+def standard_error(accuracy: float, images: int) -> str:
+    """Returns the standard error of an accuracy on so many images, in points."""
+    return f"{100 * math.sqrt(accuracy * (1 - accuracy) / images):.1f}"
+
+
+def per_class(data: TaskData, predictions: np.ndarray) -> list[dict[str, Any]]:
+    """Counts images and hits of every class.
+
+    Args:
+        data: images of C classes.
+        predictions: [N] classes of the test images.
+
+    Returns:
+        {"name", "train", "test", "right", "taken_for": the most frequent mistake or ""} of each.
+    """
+    count = len(data.class_names)
+    matrix = confusion_matrix(data.test.labels, predictions, labels=range(count))
+    mistakes = matrix - np.diag(np.diag(matrix))
+    train = np.bincount(data.train.labels, minlength=count)
+    return [
+        {
+            "name": name,
+            "train": int(train[c]),
+            "test": int(matrix[c].sum()),
+            "right": int(matrix[c, c]),
+            "taken_for": data.class_names[mistakes[c].argmax()] if mistakes[c].any() else "",
+        }
+        for c, name in enumerate(data.class_names)
+    ]
+
+
+def _confusion(what: Report, predictions: np.ndarray) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "confusion.png"
+        title = f"{what.row['method']}, {what.row['images']} test images"
+        names = what.data.class_names
+        report.save_confusion_matrix(path, what.data.test.labels, predictions, names, title)
+        return _as_link(path.read_bytes())
+
+
+def _mistakes(
+    test: Examples, names: Sequence[str], predictions: np.ndarray
+) -> list[dict[str, str]]:
+    """Returns pictures of test images that were got wrong, spread over the classes."""
+    wrong = np.flatnonzero(predictions != test.labels)
+    wrong = wrong[np.linspace(0, len(wrong) - 1, min(MOST_MISTAKES, len(wrong))).astype(int)]
+    return [
+        {
+            "key": str(test.keys[row]),
+            "true": names[test.labels[row]],
+            "taken_for": names[predictions[row]],
+            "picture": _picture(test.images[row]),
+        }
+        for row in wrong
+    ]
+
+
+def _picture(image: np.ndarray) -> str:
+    file = io.BytesIO()
+    PIL.Image.fromarray(image).resize((112, 112)).save(file, "PNG")
+    return _as_link(file.getvalue())
+
+
+def _as_link(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"

@@ -1,0 +1,65 @@
+"""From gin files to results: what every program that trains an experiment does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from refilled_tf import config, experiment, storage
+from refilled_tf.errors import require
+from refilled_tf.experiment import Experiment
+from refilled_tf.stage import Run
+
+
+def launch(
+    gin_files: Sequence[str],
+    gin_params: Sequence[str],
+    work_dir: Path,
+    data_dir: str | None,
+    command: str,
+) -> tuple[Experiment, Run, dict[str, Any]]:
+    """Trains and scores an experiment, or goes on with it.
+
+    Args:
+        gin_files: that describe it, later ones over earlier ones.
+        gin_params: single settings, over the files.
+        work_dir: where results go.
+        data_dir: folder of prepared TFDS datasets; None for the experiment's.
+        command: that did this.
+
+    Returns:
+        The experiment, where it ran, and what `experiment.run` returns.
+
+    Raises:
+        InputError: as `config.load_experiment`, `check_work_dir`, `experiment.check` and
+            `experiment.run` say.
+    """
+    spec = config.load_experiment(gin_files, gin_params)
+    check_work_dir(work_dir)
+    if spec.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    where = Run(work_dir, data_dir or spec.data_dir, experiment.make_strategy(spec.strategy))
+    experiment.check(spec, where)
+    if where.is_chief:
+        storage.write_text(work_dir / config.OPERATIVE, config.operative_config())
+    return spec, where, experiment.run(spec, where, gin_files, command)
+
+
+def check_work_dir(work_dir: Path) -> None:
+    """Refuses a place that is not a folder, or a folder with other things in it.
+
+    Raises:
+        InputError: naming the place.
+    """
+    existing = next(path for path in (work_dir, *work_dir.parents) if path.exists())
+    require(existing.is_dir(), f"--work_dir={work_dir}: {existing} is not a folder")
+    require(
+        not work_dir.is_dir()
+        or not any(work_dir.iterdir())
+        or (work_dir / config.OPERATIVE).is_file(),
+        f"--work_dir={work_dir} holds other things than an experiment's results; take an empty "
+        "or a new folder",
+    )

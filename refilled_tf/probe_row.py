@@ -1,0 +1,89 @@
+"""Rows without training: simple classifiers on the frozen embedding of a teacher."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import gin
+
+from refilled_tf import storage
+from refilled_tf.data.task import Task, load
+from refilled_tf.errors import require
+from refilled_tf.evaluation import embedding
+from refilled_tf.stage import Run, Stage, outputs, settings_of
+
+CLASSIFIERS = {
+    "1nn": embedding.nearest_neighbor_accuracy,
+    "logistic_regression": embedding.logistic_regression_accuracy,
+}
+
+
+@gin.register
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """What a classifier makes of a teacher's embedding of the student's images.
+
+    Attributes:
+        name: unique in an experiment.
+        method: its name in the table of results.
+        task: the classes and images to be classified.
+        teacher: the stage whose network gives the embedding.
+        classifier: "1nn" or "logistic_regression".
+        seed: of the classifier's choices.
+    """
+
+    name: str
+    method: str
+    task: Task
+    teacher: Stage
+    classifier: str
+    seed: int = 0
+
+    def __post_init__(self):
+        require(
+            self.classifier in CLASSIFIERS,
+            f"Probe.classifier={self.classifier!r} must be one of {', '.join(CLASSIFIERS)}",
+        )
+
+    @property
+    def parents(self) -> tuple[Stage, ...]:
+        """The stage that must be finished first."""
+        return (self.teacher,)
+
+    @property
+    def network(self) -> Stage:
+        """The stage whose network is scored."""
+        return self.teacher
+
+    def settings(self) -> dict[str, Any]:
+        """Returns every setting that shapes the result; see `stage.settings_of`."""
+        return settings_of(self, self.parents)
+
+    def score(self, run: Run) -> dict[str, Any]:
+        """Scores the classifier, or finds it scored.
+
+        Returns:
+            "scored_on", "images", "accuracy", the "embedding" quality and "seconds".
+        """
+        folder = run.folder(self)
+        if run.is_finished(self):
+            return storage.read_json(folder / "result.json")
+        started = time.monotonic()
+        data = load(self.task, run.data_dir)
+        train, test = (
+            outputs(self.teacher, run, self.task, part)["embedding"] for part in ("train", "test")
+        )
+        sides = train, data.train.labels, test, data.test.labels
+        result = {
+            "scored_on": data.scored_on,
+            "images": len(data.test.labels),
+            "accuracy": CLASSIFIERS[self.classifier](*sides, self.seed),
+            "embedding": embedding.embedding_quality(*sides, self.seed),
+            "seconds": round(time.monotonic() - started, 1),
+        }
+        if run.is_chief:
+            storage.write_json(folder / "stage.json", {"settings": self.settings()})
+            storage.write_json(folder / "result.json", result)
+        return result

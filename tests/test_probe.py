@@ -1,0 +1,134 @@
+"""Teachers ranked on a folder of digits, and what is said of them.
+
+The order is known beforehand: embeddings that hold the class, in more and more noise.
+"""
+
+from __future__ import annotations
+
+import subprocess
+
+import numpy as np
+import PIL.Image
+import pytest
+import tensorflow as tf
+import tiny
+
+from refilled_tf import distill_config, probe, teachers
+from refilled_tf.data.sources import Digits
+from refilled_tf.errors import InputError
+
+CLASSES, COUNT = 4, 15
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Digits 0-3 as DIR/CLASS/*.png, teachers of three qualities, one of them a network."""
+    folder = tmp_path_factory.mktemp("probe")
+    index, random = Digits().index(), np.random.default_rng(0)
+    paths, labels = [], []
+    for label in range(CLASSES):
+        rows = np.flatnonzero(index.labels == label)[:COUNT]
+        pixels, _ = Digits().images(index.keys[rows], 16)
+        (folder / "images" / f"digit {label}").mkdir(parents=True)
+        for number, image in enumerate(pixels):
+            path = f"digit {label}/{number}.png"
+            PIL.Image.fromarray(image).save(folder / "images" / path)
+            paths.append(path)
+            labels.append(label)
+    noise = random.normal(size=(len(paths), CLASSES))
+    for name, deviation in (("some", 0.8), ("nothing", 1e6)):
+        embeddings = np.eye(CLASSES)[labels] + deviation * noise
+        np.savez(folder / f"{name}.npz", paths=paths, embeddings=embeddings)
+    # The pixels themselves: 1NN on scikit-learn's digits is right nearly always.
+    images = tf.keras.Input((16, 16, 3))
+    tf.keras.Model(images, tf.keras.layers.Flatten()(images)).save(folder / "pixels.keras")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scores(folder):
+    task = distill_config.task_of(str(folder / "images"), None)
+    probe.check(task, 3, None)
+    return {
+        name: probe.score(name, teachers.parse(f"{folder}/{name}"), task, 16, 3, None)
+        for name in ("nothing.npz", "pixels.keras", "some.npz")
+    }
+
+
+def test_teachers_are_ranked_by_quality(scores):
+    names = [each.name for each in probe.ranked(list(scores.values()))]
+    assert names == ["pixels.keras", "some.npz", "nothing.npz"]
+    assert scores["pixels.keras"].mean("ncm") > 0.9
+    assert 0.4 < scores["some.npz"].mean("ncm") < 0.9
+    assert scores["nothing.npz"].mean("ncm") < 0.5
+    assert all(set(s.accuracies) == {"ncm", "1nn", "linear"} for s in scores.values())
+
+
+def test_only_training_images_are_looked_at(folder):
+    """A file that lacks the test images will do; one that lacks a training image will not."""
+    task = distill_config.task_of(str(folder / "images"), None)
+    index = task.data.source.index()
+    train = probe.select(task, index).train
+    archive = dict(np.load(folder / "some.npz"))
+    kept = np.isin(archive["paths"], index.keys[train])
+    assert not kept.all()
+    np.savez(folder / "train.npz", **{name: x[kept] for name, x in archive.items()})
+    probe.score("", teachers.parse(f"{folder}/train.npz"), task, 16, 3, None)
+    np.savez(folder / "less.npz", **{name: x[kept][1:] for name, x in archive.items()})
+    with pytest.raises(InputError, match=r"less\.npz misses 1 of \d+ images"):
+        probe.score("", teachers.parse(f"{folder}/less.npz"), task, 16, 3, None)
+
+
+def _score(name, ncm, seconds=None):
+    return probe.Score(name, 2, {"ncm": np.array(ncm)}, seconds)
+
+
+def test_what_is_said():
+    good, close = _score("a", [0.8, 0.82, 0.84]), _score("b", [0.75, 0.8, 0.85])
+    chance = _score("c", [0.2, 0.25, 0.3])
+    said = probe.expectation([good, close, chance], 4)
+    assert "a is right 3.3 times as often as chance (82.0 % against 25.0 %)" in said
+    assert "Not above chance: c." in said
+    assert "Within the noise of it: b;" in said
+    assert "No teacher here tells these classes apart" in probe.expectation([chance], 4)
+    assert "noise" not in probe.expectation([good, _score("d", [0.5, 0.51, 0.52])], 4)
+
+
+def test_too_few_images_are_named(folder):
+    task = distill_config.task_of(str(folder / "images"), None)
+    with pytest.raises(InputError, match=r"class 'digit \d' has 12 training images; --folds=13"):
+        probe.check(task, 13, None)
+    with pytest.raises(InputError, match="--folds=2 must be at least 3"):
+        probe.check(task, 2, None)
+
+
+def test_command_prints_the_table(folder):
+    command = tiny.command(
+        "probe",
+        f"--images={folder}/images",
+        *(f"--teacher={folder}/{name}" for name in ("some.npz", "pixels.keras")),
+        "--image_size=16",
+        "--folds=3",
+    )
+    done = subprocess.run(command, env=tiny.environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith(f"| {folder}")]
+    assert ["pixels.keras" in row for row in rows] == [True, False]
+    assert "4 classes, 48 images that train, 3 folds" in done.stdout
+    assert "pixels.keras is right" in done.stdout
+    assert "warning" not in done.stderr.lower()
+
+
+def test_options_are_spread_over_the_teachers():
+    assert probe._one_for_each("teacher_layer", [], 2) == [None, None]
+    assert probe._one_for_each("teacher_layer", ["", "flat"], 2) == [None, "flat"]
+    with pytest.raises(InputError, match="--teacher_layer is given 1 times for 2 teachers"):
+        probe._one_for_each("teacher_layer", ["flat"], 2)
+
+
+def test_unknown_teacher_ends_in_one_line(folder):
+    command = tiny.command("probe", f"--images={folder}/images", "--teacher=none.keras")
+    done = subprocess.run(command, env=tiny.environment(), capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "error: --teacher=none.keras: there is no such thing; accepted are" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,84 @@
+"""Teachers as a command line names them: what each spec becomes, and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tiny
+
+from refilled_tf import config, experiment, stage, teachers
+from refilled_tf.errors import InputError
+from refilled_tf.models.embedding_files import EmbeddingFile
+from refilled_tf.models.keras_files import Application, KerasFile
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A training with a finished teacher, a network in a file, an archive of embeddings."""
+    folder = tmp_path_factory.mktemp("teachers")
+    (folder / "tiny.gin").write_text(tiny.GIN)
+    rows = "Experiment.rows = [@teacher/Stage()]"
+    spec, run = config.load_experiment([folder / "tiny.gin"], [rows]), tiny.run_in(folder / "run")
+    (folder / "run").mkdir()
+    (folder / "run" / config.OPERATIVE).write_text(config.operative_config())
+    experiment.run(spec, run, [], "")
+    images = tf.keras.Input((12, 12, 3))
+    flat = tf.keras.layers.Flatten(name="flat")(images)
+    tf.keras.Model(images, tf.keras.layers.Dense(3)(flat)).save(folder / "net.keras")
+    np.savez(folder / "file.npz", paths=["0000"], embeddings=[[1.0]])
+    (folder / "notes.txt").write_text("")
+    return folder
+
+
+def test_each_spec_is_what_it_says(folder):
+    keras = teachers.parse(f"{folder}/net.keras", "flat", None, "tf")
+    assert keras == KerasFile(f"{folder}/net.keras", "flat", "tf")
+    assert teachers.parse(f"{folder}/file.npz") == EmbeddingFile(f"{folder}/file.npz")
+    named = teachers.parse("imagenet:MobileNetV2", "out_relu", f"{folder}/net.keras")
+    assert named == Application("MobileNetV2", f"{folder}/net.keras", "out_relu")
+
+
+def test_training_teaches_by_its_teacher_or_the_named_stage(folder):
+    images = tf.constant(np.random.default_rng(0).uniform(0, 255, (2, 8, 8, 3)), tf.float32)
+    spec = config.load_work_dir(folder / "run").stages()[0]
+    expected = stage.load_network(spec, tiny.run_in(folder / "run"))(images)["embedding"]
+    for name in (f"{folder}/run", f"{folder}/run:teacher"):
+        np.testing.assert_allclose(teachers.parse(name).build(8)(images), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "message"),
+    [
+        ("none.keras", {}, "there is no such thing; accepted are a --work_dir of a training"),
+        ("notes.txt", {}, "is none of what is accepted: .*imagenet:NAME"),
+        ("run:student", {}, r"no finished stage 'student'; finished are .*run:teacher"),
+        ("net.keras", {"weights": "x"}, "--teacher_weights=x does not go with --teacher="),
+        ("file.npz", {"layer": "x"}, "--teacher_layer=x does not go with --teacher="),
+        ("run", {"preprocessing": "tf"}, "--teacher_preprocessing=tf does not go with"),
+        ("net.keras", {"preprocessing": "x"}, "must be one of none, tf, torch, caffe"),
+    ],
+)
+def test_other_specs_are_refused(folder, spec, options, message):
+    with pytest.raises(InputError, match=message):
+        teachers.parse(f"{folder}/{spec}", **options)
+
+
+def test_applications_are_listed():
+    with pytest.raises(InputError, match=r"'Nothing' is no network .* there are DenseNet121, "):
+        teachers.parse("imagenet:Nothing")
+    with pytest.raises(InputError, match="--teacher_preprocessing=tf does not go with"):
+        teachers.parse("imagenet:MobileNetV2", preprocessing="tf")
+
+
+@pytest.mark.parametrize("file", ["net.keras", "file.npz"])
+def test_gin_lines_give_the_same_teacher(folder, file):
+    options = {"layer": "flat", "preprocessing": "caffe"} if file == "net.keras" else {}
+    teacher = teachers.parse(f"{folder}/{file}", **options)
+    spec = config.load_experiment(
+        [folder / "tiny.gin", "models/pretrained_teacher.gin"],
+        ["Experiment.rows = [@vanilla/Stage()]", *teachers.gin_lines(teacher)],
+    )
+    built = {each.name: each for each in spec.stages()}
+    assert built["teacher"].backbone == teacher
+    assert built["triplet"].teacher == built["teacher"]
