@@ -89,8 +89,10 @@ def gin_text(
         Gin text.
 
     Raises:
-        InputError: the teacher's network cannot be built.
+        InputError: there is no such size, or the teacher's network cannot be built.
     """
+    require(image_size >= 1, f"--image_size={image_size} must be positive, such as 96")
+    require(width > 0, f"--width={width} must be positive, such as 0.25")
     lines = [
         *(f"# {line}" for line in opening),
         "include 'methods/own_images.gin'",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import photos
@@ -13,8 +16,9 @@ import pytest
 import tiny
 from ai_edge_litert.interpreter import Interpreter
 
-from refilled_tf import config, storage, tuning
+from refilled_tf import config, distill, distill_config, storage, teachers, tuning
 from refilled_tf.data.task import load
+from refilled_tf.errors import InputError
 
 SMALL = ("--image_size=8", "--gin_param=Stage.backbone = @TinyNetwork()")
 
@@ -60,7 +64,7 @@ def test_tells_what_is_there_and_what_came_out(done):
     assert list(rows) == ["Teacher, 1NN", "Teacher, LR", "Student", "REFILLED"]
     assert {row["images"] for row in rows.values()} == {30}
     last = run.stdout.strip().splitlines()[-1]
-    assert last.startswith(f"REFILLED: {100 * rows['REFILLED']['accuracy']:.1f} % of 30 test images")
+    assert last.startswith(f"REFILLED: {100 * rows['REFILLED']['accuracy']:.1f} % of 30 test ")
     assert f"Student {100 * rows['Student']['accuracy']:.1f} %" in last
 
 
@@ -99,17 +103,14 @@ def test_files_answer_as_was_scored(done):
     _, output = done
     spec = config.load_work_dir(output / "training")
     task = next(stage for stage in spec.stages() if stage.name == "refilled").task
-    test = load(task).test
     interpreter = Interpreter(str(output / "tflite/refilled_none.tflite"))
     interpreter.allocate_tensors()
     (taken,), (answer,) = interpreter.get_input_details(), interpreter.get_output_details()
     # 14 pixels, of which the network's 8 stand for 12, are 9 of the student's.
     side = taken["shape"][1]
     assert side == round(14 * 8 / 12)
-    from dataclasses import replace  # noqa: PLC0415
-
-    smaller = replace(task, data=replace(task.data, load_size=int(side), view_size=None))
-    test = load(smaller).test
+    data = dataclasses.replace(task.data, load_size=int(side), view_size=None)
+    test = load(dataclasses.replace(task, data=data)).test
     right = 0
     for image, label in zip(test.images, test.labels, strict=True):
         interpreter.set_tensor(taken["index"], image[None].astype(np.float32))
@@ -124,7 +125,7 @@ def test_files_answer_as_was_scored(done):
 
 
 def test_report_needs_no_network_and_shows_the_numbers(done):
-    run, output = done
+    _, output = done
     page = (output / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"""(src|href)=["'](?!data:)""", page)
     for row in _results(output):
@@ -136,19 +137,6 @@ def test_report_needs_no_network_and_shows_the_numbers(done):
     assert page.count("trial_00") >= 2
 
 
-def test_same_command_finds_everything_done(done, given):
-    run, output = done
-    files = [path for path in output.rglob("*") if path.suffix in (".keras", ".tflite", ".pb")]
-    before = {path: path.stat().st_mtime_ns for path in files}
-    again = _distill(*given, output, "--tune=2")
-    assert again.returncode == 0, again.stderr
-    assert again.stdout.splitlines()[-1] == run.stdout.splitlines()[-1]
-    assert before == {path: path.stat().st_mtime_ns for path in before}
-    assert len(files) == len(
-        [path for path in output.rglob("*") if path.suffix in (".keras", ".tflite", ".pb")]
-    )
-
-
 def test_killed_run_goes_on(done, given, tmp_path):
     """Without the last stage, the exports and the report, as after a kill in that stage."""
     run, output = done
@@ -156,31 +144,93 @@ def test_killed_run_goes_on(done, given, tmp_path):
     shutil.copytree(output, copy)
     for name in ("training/stages/refilled", "saved_model", "tflite"):
         shutil.rmtree(copy / name)
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*.keras")}
     again = _distill(*given, copy, "--tune=2")
     assert again.returncode == 0, again.stderr
     end = run.stdout.splitlines()[-1].replace(str(output), str(copy))
     assert again.stdout.splitlines()[-1] == end
+    assert before == {path: path.stat().st_mtime_ns for path in before}
     assert (copy / "tflite/refilled_int8.tflite").exists()
 
 
+def _gin_text(given, **options):
+    images, teacher = given
+    what = {"width": 0.25, "image_size": 8, "training_images": 120, "quick": False, "params": ()}
+    task = distill_config.task_of(str(images), None)
+    return distill_config.gin_text((), task, teachers.parse(str(teacher)), **what | options)
+
+
+def test_folder_that_is_split_keeps_its_split(given, tmp_path):
+    images, teacher = given
+    for part in ("train", "test"):
+        shutil.copytree(images, tmp_path / part)
+    assert "Data.train_fraction = 0.8" in _gin_text(given)
+    assert "Data.train_fraction = None" in _gin_text((tmp_path, teacher))
+
+
+def test_lengths_fit_the_number_of_images():
+    """In the end no more than 8,000 questions to the teacher, and a look takes a fifth."""
+    few, many, quick = (
+        distill_config.schedule(*what) for what in ((300, False), (4_000, False), (300, True))
+    )
+    assert few == {"Recipe.epochs": 100, "Recipe.batch_size": 32, "teacher_cache.views": 8}
+    assert many == {"Recipe.epochs": 25, "Recipe.batch_size": 32, "teacher_cache.views": 2}
+    assert quick["Recipe.epochs"] == 20
+    # All of ten images but the two that tuning holds out.
+    assert distill_config.schedule(10, False)["Recipe.batch_size"] == 8
+
+
+def test_tfds_dataset_is_found_by_its_name():
+    folder = os.environ.get("TFDS_DATA_DIR")
+    if not folder or not (Path(folder) / "cifar100").is_dir():
+        pytest.skip("TFDS_DATA_DIR does not have cifar100")
+    source = distill_config.task_of("cifar100", None).data.source
+    assert (source.key, source.splits) == ("id", ("train", "test"))
+
+
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("options", "message"),
     [
-        (["--images=/nowhere/at/all"], "neither a folder nor the name of a TFDS dataset"),
-        (["--images=no_such_birds"], "--images=no_such_birds is no folder, and .*not a dataset"),
-        (["--teacher=nothing.keras"], "--teacher=nothing.keras: there is no such thing"),
-        (["--tune=-1"], "--tune=-1"),
-        (["--width=0"], "width"),
-        (["--gin_param=Recipe.length = 3"], "length"),
+        ({"width": 0}, r"--width=0 must be positive"),
+        ({"image_size": 0}, r"--image_size=0 must be positive"),
     ],
-    ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_bad_option(given, tmp_path, flags, message):
-    run = _distill(*given, tmp_path / "new", *flags)
-    assert run.returncode == 1
-    assert re.search(f"^error: .*{message}", run.stderr, re.M), run.stderr
-    assert "Traceback" not in run.stderr
-    assert not (tmp_path / "new" / "training").exists()
+def test_bad_size(given, options, message):
+    with pytest.raises(InputError, match=message):
+        _gin_text(given, **options)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ("/nowhere/at/all", "--images=/nowhere/at/all is neither a folder nor the name"),
+        ("no_such_birds", "--images=no_such_birds is no folder, and .* is not a dataset"),
+    ],
+)
+def test_bad_images(images, message):
+    with pytest.raises(InputError, match=message):
+        distill_config.task_of(images, None)
+
+
+def test_setting_that_is_unknown_or_of_no_effect_leaves_no_file(given, tmp_path):
+    path = tmp_path / "distill.gin"
+    for param in ("Recipe.length = 3", "tuple/Recipe.epochs = 3"):
+        with pytest.raises(InputError, match=r"length|has no effect"):
+            distill.write_gin_file(path, _gin_text(given, params=[param]), [param])
+    assert not list(tmp_path.iterdir())
+
+
+def test_first_look_names_all_that_is_odd(given, tmp_path, capsys):
+    images, _ = given
+    shutil.copytree(images, tmp_path / "photos")
+    (tmp_path / "photos/5/empty.png").touch()
+    shutil.copy(next((images / "6").iterdir()), tmp_path / "photos/7/six.png")
+    task = distill_config.task_of(str(tmp_path / "photos"), None)
+    with pytest.raises(InputError, match="same file in two classes, '6' and '7'"):
+        distill.survey(task, None)
+    shown = capsys.readouterr().out
+    assert "corrupt: 5/empty.png" in shown
+    assert "7/six.png" in shown
 
 
 def test_other_options_do_not_overwrite(done, given):
