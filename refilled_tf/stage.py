@@ -84,7 +84,7 @@ class Stage:
         teacher_cache: how often the teacher is run; the default where there is none. One that is
             an `EmbeddingFile` knows un-augmented images alone, so it is one such view then.
         selection: what chooses among the epochs; None keeps the last one.
-        seed: of initial weights, batches and augmentation.
+        seed: of initial weights, batches and augmentation; dropped as the recipe is.
     """
 
     name: str
@@ -108,8 +108,8 @@ class Stage:
         if getattr(self.objective, "trains", True):
             kinds |= {"recipe": Recipe}
         else:
-            for option in ("recipe", "start", "selection"):
-                object.__setattr__(self, option, None)
+            for option, none in (("recipe", None), ("start", None), ("selection", None), ("seed", 0)):
+                object.__setattr__(self, option, none)
         kinds |= {"selection": Selection} if self.selection is not None else {}
         for option, kind in kinds.items():
             value = getattr(self, option)
