@@ -73,8 +73,9 @@ def read_history(path: Path) -> dict[str, np.ndarray]:
     with path.open(encoding="utf-8", newline="") as file:
         lines = {int(line["epoch"]): line for line in csv.DictReader(file)}
     epochs = sorted(lines)
-    columns = {name: [float(lines[e][name]) for e in epochs] for name in lines[epochs[0]]}
-    return {name: np.array(values) for name, values in columns.items()}
+    # Keras adds a column of NA for a validation that there is none of.
+    names = [name for name, value in lines[epochs[0]].items() if value != "NA"]
+    return {name: np.array([float(lines[epoch][name]) for epoch in epochs]) for name in names}
 
 
 def save_curves(path: Path, stages: Sequence[Stage], where: Run) -> None:
