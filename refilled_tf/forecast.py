@@ -65,9 +65,9 @@ class Forecast:
 def _kind(settings: dict) -> tuple:
     """Returns what a step costs by: network, objective, pixels, batch; not the seed, say."""
     options = ("Stage.backbone", "Stage.objective", "Data.", "Recipe.batch_size", "teacher_cache")
-    networks = ("MobileNet.", "WideResNet.", "ConvNet.", "ResNet", "CifarResNet.")
+    network = f"{settings['Stage.backbone']}."
     return tuple(
         (name, str(value))
         for name, value in sorted(settings.items())
-        if name.startswith(options + networks) and "split" not in name
+        if name.startswith((*options, network)) and "split" not in name
     )

@@ -64,7 +64,8 @@ def save_accuracies(path: Path, table: Table, grid: Grid) -> None:
         plot.set_title(group)
         plot.grid(alpha=0.3)
     axes[0, 0].set_ylabel("accuracy, %")
-    axes[0, -1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    if axes[0, -1].get_legend_handles_labels()[0]:
+        axes[0, -1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     _save(figure, path)
 
 

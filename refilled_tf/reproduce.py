@@ -27,6 +27,7 @@ from refilled_tf.stage import Run
 FLAGS = flags.FLAGS
 
 FIGURE = {"paper": "cifar100_wrn.gin", "cpu": "cifar100_figure1.gin"}
+MARK = "scale.json"  # of a work_dir: the scale of its results
 POLL_SECONDS = 5.0  # between two looks at stages that other processes are at
 
 
@@ -39,6 +40,8 @@ def main(argv: list[str]) -> None:
     )
     work_dir = Path(FLAGS.work_dir or f"runs/reproduce_{FLAGS.scale}")
     check_work_dir(work_dir, FLAGS.scale)
+    if not FLAGS.dry_run:
+        storage.write_json(work_dir / MARK, FLAGS.scale)
     deadline = time.monotonic() + 60 * FLAGS.max_minutes if FLAGS.max_minutes else None
     strategy = experiment.make_strategy("mirrored")
     where = Run(work_dir, FLAGS.data_dir, strategy, pooled=True, deadline=deadline)
@@ -60,7 +63,7 @@ def names(scale: str) -> list[str]:
     return [path.name.removesuffix(ending).removeprefix("table") for path in found]
 
 
-def table_file(name: str) -> Path:
+def table_file(name: str, scale: str) -> Path:
     """Returns the gin file that --table names.
 
     Raises:
@@ -69,31 +72,29 @@ def table_file(name: str) -> Path:
     if name.endswith(".gin"):
         require(Path(name).is_file(), f"--table={name} does not exist")
         return Path(name)
-    known = names(FLAGS.scale)
+    known = names(scale)
     require(
         name in known,
-        f"--table={name}: at --scale={FLAGS.scale} there are {', '.join(known)}, or a gin file",
+        f"--table={name}: at --scale={scale} there are {', '.join(known)}, or a gin file",
     )
     stem = f"table{name}" if name.isdigit() else name
-    return config.GIN_FOLDER / "tables" / f"{stem}_{FLAGS.scale}.gin"
+    return config.GIN_FOLDER / "tables" / f"{stem}_{scale}.gin"
 
 
 def check_work_dir(work_dir: Path, scale: str) -> None:
-    """Refuses a folder of the other scale or with other things in it, and marks a new one.
+    """Refuses a folder of the other scale, or with other things in it.
 
     Raises:
         InputError: naming the folder.
     """
-    mark = work_dir / "scale.json"
+    mark = work_dir / MARK
     if not mark.exists():
         # Another process may be writing the mark, under a name that begins with a dot.
         require(
             not work_dir.exists() or (work_dir.is_dir() and not list(work_dir.glob("[!.]*"))),
-            f"--work_dir={work_dir} is there, but no folder of this command; take a new one",
+            f"--work_dir={work_dir} is there, but not of this command's making; take a new one",
         )
-        if FLAGS.dry_run:
-            return
-        storage.write_json(mark, scale)
+        return
     there = storage.read_json(mark)
     require(
         there == scale,
@@ -108,7 +109,7 @@ def reproduce_table(name: str, where: Run, command: str) -> list[str]:
     Returns:
         The names of stages that failed.
     """
-    file = table_file(name)
+    file = table_file(name, FLAGS.scale)
     table, stem = config.load_table(file), file.stem.removesuffix(f"_{FLAGS.scale}")
     settings: dict[str, str] = {}
 
@@ -170,7 +171,7 @@ def finish_all(specs: Sequence[experiment.Row], where: Run) -> list[str]:
             if not sum(_try(spec, failed, where) for spec in left):
                 time.sleep(POLL_SECONDS)
     except OutOfTimeError:
-        print(f"--max_minutes={FLAGS.max_minutes:g} are over; the same command goes on from here")
+        print("--max_minutes are over; the same command goes on from here")
     return failed
 
 
