@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -90,12 +91,12 @@ def test_two_processes_share_a_table_and_give_what_one_gives(table, tmp_path):
     assert page.count("data:image/png;base64,") == 3
 
 
-def test_a_killed_process_leaves_no_lock(run, monkeypatch):
+def test_a_killed_process_leaves_no_lock(tmp_path, monkeypatch):
     """While one is at the student, the others go on; when it is killed, the student is free."""
-    run = dataclasses.replace(run, pooled=True)
+    run = _pooled(tmp_path)
     lock = run.lock(STUDENT).lock_file
-    code = f"import filelock, time; filelock.FileLock({lock!r}).acquire(); print(1, flush=True)"
-    code += "; time.sleep(600)"
+    code = f"import filelock, time; held = filelock.FileLock({lock!r}); held.acquire()"
+    code += "; print(1, flush=True); time.sleep(600)"
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert holder.stdout.readline()
 
@@ -105,7 +106,8 @@ def test_a_killed_process_leaves_no_lock(run, monkeypatch):
         holder.send_signal(signal.SIGKILL)
         holder.wait()
 
-    monkeypatch.setattr(reproduce.time, "sleep", nothing_else_to_do)
+    clock = types.SimpleNamespace(sleep=nothing_else_to_do, monotonic=time.monotonic)
+    monkeypatch.setattr(reproduce, "time", clock)
     assert reproduce.finish_all(CHAIN, run) == []
     assert holder.poll() == -signal.SIGKILL
     assert all(run.is_finished(stage) for stage in CHAIN)
