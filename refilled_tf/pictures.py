@@ -103,9 +103,11 @@ def save_curves(path: Path, stages: Sequence[Stage], where: Run) -> None:
 def embeddings_to_show(spec: experiment.Experiment) -> list[Stage]:
     """Returns a two-stage method's teacher, stage 1 and stage 2, the last such in the table."""
     chains = [
-        [row.start.teacher, row.start, row]
+        [*row.start.teachers, row.start, row]
         for row in spec.rows
-        if isinstance(row, Stage) and row.teacher and row.start and row.start.teacher
+        if isinstance(row, Stage) and row.teachers and row.start and row.start.teachers
+        # A teacher that only looks images up knows none of the test.
+        and not row.start.looks_up
     ]
     return chains[-1] if chains else []
 
