@@ -14,7 +14,7 @@ from refilled_tf import config, reproduce, storage, tables
 from refilled_tf.data.task import Task
 from refilled_tf.errors import InputError
 from refilled_tf.experiment import Experiment
-from refilled_tf.probe import Probe
+from refilled_tf.probe_row import Probe
 from refilled_tf.tables import Cell, Part, Table
 
 PROBE = Probe("probe", "1NN", Task(tiny.DATA, "student"), tiny.teacher(), "1nn")
