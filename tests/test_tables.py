@@ -102,7 +102,7 @@ def test_paper_numbers_must_fit(paper):
         tables.parts(table, 1, lambda *_: Experiment((tiny.second(),)))
 
 
-def test_a_seed_is_that_of_every_stage_but_the_teacher():
+def test_a_part_for_every_seed_and_column():
     asked = []
 
     def load(files, params):
