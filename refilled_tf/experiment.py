@@ -66,7 +66,7 @@ class Experiment:
     def specs(self) -> Iterator[Row]:
         """Yields rows and all that they build on, parents first, repeated where shared."""
         for row in self.rows:
-            yield from with_parents(row)
+            yield from _with_parents(row)
 
     def stages(self) -> list[Stage]:
         """Returns the stages in an order of training, each once."""
@@ -74,10 +74,9 @@ class Experiment:
         return list(unique.values())
 
 
-def with_parents(row: Row) -> Iterator[Row]:
-    """Yields all that a row builds on, parents first, and the row itself."""
+def _with_parents(row: Row) -> Iterator[Row]:
     for parent in row.parents:
-        yield from with_parents(parent)
+        yield from _with_parents(parent)
     yield row
 
 
@@ -139,7 +138,7 @@ def run(
         "rows": [],
     }
     for row in experiment.rows:
-        for spec in with_parents(row):
+        for spec in _with_parents(row):
             if spec.name not in finished:
                 finished[spec.name] = finish(spec, where)
         results["rows"].append(row_of(row, finished, command))
@@ -179,7 +178,7 @@ def row_of(row: Row, finished: dict[str, dict[str, Any]], command: str) -> dict[
     if embedding is None and start is not None:
         embedding = finished[start.name].get("embedding")
     network = row.network
-    chain = {spec.name for spec in with_parents(row)}
+    chain = {spec.name for spec in _with_parents(row)}
     return {
         "method": row.method,
         "stage": row.name,

@@ -26,9 +26,7 @@ class Forecast:
                 self._costs.setdefault(kind, []).append(result["seconds"] / seen)
 
     def minutes(self, spec: experiment.Row) -> float | None:
-        """Returns what is left to do, in minutes; None where nothing of its kind is finished."""
-        if self._where.is_finished(spec):
-            return 0.0
+        """Returns how long a stage takes, in minutes; None where none of its kind is finished."""
         if not isinstance(spec, Stage) or spec.recipe is None:
             return None
         costs = self._costs.get(_kind(spec.settings()))
@@ -38,25 +36,38 @@ class Forecast:
         images = len(select(spec.task, index).train)
         return statistics.median(costs) * spec.recipe.total_epochs * images / 60
 
-    def table(self, specs: Sequence[experiment.Row]) -> str:
-        """Lists what is to be finished, and the sum."""
-        lines, known, unknown = [], 0.0, 0
-        for spec in specs:
-            minutes = self.minutes(spec)
-            known += minutes or 0.0
-            unknown += minutes is None
-            state = "finished" if minutes == 0 else f"{minutes:.1f}" if minutes else "unknown"
-            lines.append((self._where.folder(spec).name, state))
-        total = f"{len(specs)} to finish; {known:.0f} minutes, and {unknown} of unknown length"
-        return f"{markdown(('Stage', 'Minutes'), lines)}\n\n{total}"
+    def table(self, specs: Sequence[tuple[experiment.Row, int]]) -> str:
+        """Lists what is to be finished, each with the number of experiments that share it.
+
+        Args:
+            specs: as `tables.unique` returns them.
+        """
+        lines, known, unknown, finished = [], 0.0, 0, 0
+        for spec, uses in specs:
+            name = self._where.folder(spec).name
+            if self._where.is_finished(spec):
+                finished += 1
+                state = "finished"
+            elif (minutes := self.minutes(spec)) is None:
+                unknown += 1
+                state = "unknown"
+            else:
+                known += minutes
+                state = f"{minutes:.1f}"
+            lines.append((name, str(uses), state))
+        total = (
+            f"{finished} of {len(specs)} finished; the others take {known:.0f} minutes and, of "
+            f"{unknown}, an unknown time"
+        )
+        return f"{markdown(('Stage', 'Experiments', 'Minutes'), lines)}\n\n{total}"
 
 
 def _kind(settings: dict) -> tuple:
     """Returns what a step costs by: network, objective, pixels, batch; not the seed, say."""
     options = ("Stage.backbone", "Stage.objective", "Data.", "Recipe.batch_size", "teacher_cache")
-    networks = ("MobileNet.", "WideResNet.", "ConvNet.", "ResNet", "CifarResNet.")
+    network = f"{settings['Stage.backbone']}."
     return tuple(
         (name, str(value))
         for name, value in sorted(settings.items())
-        if name.startswith(options + networks) and "split" not in name
+        if name.startswith((*options, network)) and "split" not in name
     )

@@ -64,7 +64,8 @@ def save_accuracies(path: Path, table: Table, grid: Grid) -> None:
         plot.set_title(group)
         plot.grid(alpha=0.3)
     axes[0, 0].set_ylabel("accuracy, %")
-    axes[0, -1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    if axes[0, -1].get_legend_handles_labels()[0]:
+        axes[0, -1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     _save(figure, path)
 
 
@@ -73,8 +74,9 @@ def read_history(path: Path) -> dict[str, np.ndarray]:
     with path.open(encoding="utf-8", newline="") as file:
         lines = {int(line["epoch"]): line for line in csv.DictReader(file)}
     epochs = sorted(lines)
-    columns = {name: [float(lines[e][name]) for e in epochs] for name in lines[epochs[0]]}
-    return {name: np.array(values) for name, values in columns.items()}
+    # Keras adds a column of NA for a validation that there is none of.
+    names = [name for name, value in lines[epochs[0]].items() if value != "NA"]
+    return {name: np.array([float(lines[epoch][name]) for epoch in epochs]) for name in names}
 
 
 def save_curves(path: Path, stages: Sequence[Stage], where: Run) -> None:
@@ -101,9 +103,11 @@ def save_curves(path: Path, stages: Sequence[Stage], where: Run) -> None:
 def embeddings_to_show(spec: experiment.Experiment) -> list[Stage]:
     """Returns a two-stage method's teacher, stage 1 and stage 2, the last such in the table."""
     chains = [
-        [row.start.teacher, row.start, row]
+        [*row.start.teachers, row.start, row]
         for row in spec.rows
-        if isinstance(row, Stage) and row.teacher and row.start and row.start.teacher
+        if isinstance(row, Stage) and row.teachers and row.start and row.start.teachers
+        # A teacher that only looks images up knows none of the test.
+        and not row.start.looks_up
     ]
     return chains[-1] if chains else []
 

@@ -15,17 +15,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import filelock
-from absl import flags, logging
+import tensorflow as tf
+from absl import flags
 
 from refilled_tf import config, experiment, figure1, pages, pictures, storage, tables
 from refilled_tf.entry import run_main
-from refilled_tf.errors import OutOfTimeError, require
+from refilled_tf.errors import InputError, OutOfTimeError, require
 from refilled_tf.forecast import Forecast
 from refilled_tf.stage import Run
 
 FLAGS = flags.FLAGS
 
 FIGURE = {"paper": "cifar100_wrn.gin", "cpu": "cifar100_figure1.gin"}
+MARK = "scale.json"  # of a work_dir: the scale of its results
 POLL_SECONDS = 5.0  # between two looks at stages that other processes are at
 
 
@@ -37,18 +39,21 @@ def main(argv: list[str]) -> None:
         f"nothing to do: --table={'|'.join(names(FLAGS.scale))} or --figure=1",
     )
     work_dir = Path(FLAGS.work_dir or f"runs/reproduce_{FLAGS.scale}")
-    claim(work_dir, FLAGS.scale)
+    check_work_dir(work_dir, FLAGS.scale)
+    if not FLAGS.dry_run:
+        storage.write_json(work_dir / MARK, FLAGS.scale)
     deadline = time.monotonic() + 60 * FLAGS.max_minutes if FLAGS.max_minutes else None
     strategy = experiment.make_strategy("mirrored")
     where = Run(work_dir, FLAGS.data_dir, strategy, pooled=True, deadline=deadline)
     command = shlex.join([Path(sys.executable).name, "-m", "refilled_tf.reproduce", *sys.argv[1:]])
+    failed = []
     for name in FLAGS.table:
-        reproduce_table(name, where, command)
+        failed += reproduce_table(name, where, command)
     if FLAGS.figure is not None:
-        reproduce_figure(where)
+        failed += reproduce_figure(where)
     if not FLAGS.dry_run:
-        page = pages.write_report(work_dir)
-        print(f"Report   {page}")
+        print(f"Report   {pages.write_report(work_dir)}")
+    require(not failed, f"{len(failed)} stages failed, see above: {', '.join(failed)}")
 
 
 def names(scale: str) -> list[str]:
@@ -58,7 +63,7 @@ def names(scale: str) -> list[str]:
     return [path.name.removesuffix(ending).removeprefix("table") for path in found]
 
 
-def table_file(name: str) -> Path:
+def table_file(name: str, scale: str) -> Path:
     """Returns the gin file that --table names.
 
     Raises:
@@ -67,24 +72,29 @@ def table_file(name: str) -> Path:
     if name.endswith(".gin"):
         require(Path(name).is_file(), f"--table={name} does not exist")
         return Path(name)
-    known = names(FLAGS.scale)
+    known = names(scale)
     require(
         name in known,
-        f"--table={name}: at --scale={FLAGS.scale} there are {', '.join(known)}, or a gin file",
+        f"--table={name}: at --scale={scale} there are {', '.join(known)}, or a gin file",
     )
     stem = f"table{name}" if name.isdigit() else name
-    return config.GIN_FOLDER / "tables" / f"{stem}_{FLAGS.scale}.gin"
+    return config.GIN_FOLDER / "tables" / f"{stem}_{scale}.gin"
 
 
-def claim(work_dir: Path, scale: str) -> None:
-    """Refuses a work_dir of the other scale, and marks a new one.
+def check_work_dir(work_dir: Path, scale: str) -> None:
+    """Refuses a folder of the other scale, or with other things in it.
 
     Raises:
-        InputError: naming both scales.
+        InputError: naming the folder.
     """
-    mark = work_dir / "scale.json"
+    mark = work_dir / MARK
     if not mark.exists():
-        storage.write_json(mark, scale)
+        # Another process may be writing the mark, under a name that begins with a dot.
+        require(
+            not work_dir.exists() or (work_dir.is_dir() and not list(work_dir.glob("[!.]*"))),
+            f"--work_dir={work_dir} is there, but not of this command's making; take a new one",
+        )
+        return
     there = storage.read_json(mark)
     require(
         there == scale,
@@ -93,9 +103,13 @@ def claim(work_dir: Path, scale: str) -> None:
     )
 
 
-def reproduce_table(name: str, where: Run, command: str) -> None:
-    """Trains what a table lacks, unless told not to, and writes the table."""
-    file = table_file(name)
+def reproduce_table(name: str, where: Run, command: str) -> list[str]:
+    """Trains what a table lacks, unless told not to, and writes the table.
+
+    Returns:
+        The names of stages that failed.
+    """
+    file = table_file(name, FLAGS.scale)
     table, stem = config.load_table(file), file.stem.removesuffix(f"_{FLAGS.scale}")
     settings: dict[str, str] = {}
 
@@ -108,14 +122,12 @@ def reproduce_table(name: str, where: Run, command: str) -> None:
     specs = tables.unique(parts, where)
     if FLAGS.dry_run:
         print(f"{table.title}: {len(parts)} experiments\n\n{Forecast(where).table(specs)}\n")
-        return
-    try:
-        if not FLAGS.collect:
-            for part in parts:
-                experiment.check(part.experiment, where)
-            finish_all(specs, where)
-    except OutOfTimeError:
-        print(f"--max_minutes={FLAGS.max_minutes:g} are over; the same command goes on from here")
+        return []
+    failed = []
+    if not FLAGS.collect:
+        for part in parts:
+            prepare(part.experiment, where)
+        failed = finish_all([spec for spec, _ in specs], where)
     grid = tables.collect(table, parts, where)
     print(f"\n{tables.as_markdown(grid)}\n")
     if grid.missing:
@@ -131,52 +143,102 @@ def reproduce_table(name: str, where: Run, command: str) -> None:
     pictures.save_all(folder, table, grid, parts, where)
     pages.write_table(folder, facts, grid, settings)
     print(f"Table    {folder / 'table.md'}, .csv, .html")
+    return failed
 
 
-def finish_all(specs: Sequence[experiment.Row], where: Run) -> None:
+def prepare(spec: experiment.Experiment, where: Run) -> None:
+    """Refuses what cannot be trained, as `train` does, and makes operations reproducible."""
+    if spec.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    experiment.check(spec, where)
+
+
+def finish_all(specs: Sequence[experiment.Row], where: Run) -> list[str]:
     """Trains all stages and scores all rows, together with whoever else works in the work_dir.
+
+    A stage that fails costs only those that build on it. Ends early at the run's deadline.
 
     Args:
         specs: what to finish, parents first.
         where: a pooled run.
 
+    Returns:
+        The names of stages that failed.
+    """
+    failed: list[str] = []
+    try:
+        while left := _still_to_do(specs, failed, where):
+            if not sum(_try(spec, failed, where) for spec in left):
+                time.sleep(POLL_SECONDS)
+    except OutOfTimeError:
+        print("--max_minutes are over; the same command goes on from here")
+    return failed
+
+
+def _still_to_do(
+    specs: Sequence[experiment.Row], failed: list[str], where: Run
+) -> list[experiment.Row]:
+    """Returns what is neither finished nor failed; what builds on a failure fails with it."""
+    left = []
+    for spec in specs:
+        name = where.folder(spec).name
+        if name in failed or where.is_finished(spec):
+            continue
+        if any(where.folder(parent).name in failed for parent in spec.parents):
+            failed.append(name)
+        else:
+            left.append(spec)
+    return left
+
+
+def _try(spec: experiment.Row, failed: list[str], where: Run) -> bool:
+    """Finishes a row or stage, unless it is finished, or not its turn, or another process's.
+
+    Returns:
+        Whether this process has done anything.
+
     Raises:
-        InputError: see `training.train`.
         OutOfTimeError: the run's deadline has passed.
     """
-    left = list(specs)
-    while left:
-        waiting = []
-        for number, spec in enumerate(left):
+    if where.deadline is not None and time.monotonic() > where.deadline:
+        raise OutOfTimeError
+    if not all(where.is_finished(parent) for parent in spec.parents):
+        return False
+    name = where.folder(spec).name
+    try:
+        with where.lock(spec).acquire(blocking=False):
             if where.is_finished(spec):
-                continue
-            if where.deadline is not None and time.monotonic() > where.deadline:
-                raise OutOfTimeError
-            if not all(where.is_finished(parent) for parent in spec.parents):
-                waiting.append(spec)
-                continue
-            try:
-                with where.lock(spec).acquire(blocking=False):
-                    logging.info("%s, %d more", where.folder(spec).name, len(left) - number - 1)
-                    experiment.finish(spec, where)
-            except filelock.Timeout:
-                waiting.append(spec)
-        if len(waiting) == len(left):
-            time.sleep(POLL_SECONDS)
-        left = waiting
+                return False
+            print(name, flush=True)
+            experiment.finish(spec, where)
+    except filelock.Timeout:
+        return False
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        failed.append(name)
+    return True
 
 
-def reproduce_figure(where: Run) -> None:
-    """Trains the teacher of Figure 1 and draws the figure."""
+def reproduce_figure(where: Run) -> list[str]:
+    """Trains the teacher of Figure 1 and draws the figure.
+
+    Returns:
+        The names of stages that failed.
+    """
     spec = config.load_experiment([FIGURE[FLAGS.scale]])
     teacher = next(each for each in spec.stages() if each.name == "teacher")
     if FLAGS.dry_run:
-        print(f"Figure 1\n\n{Forecast(where).table([teacher])}\n")
-        return
+        print(f"Figure 1\n\n{Forecast(where).table([(teacher, 1)])}\n")
+        return []
+    failed = []
     if not FLAGS.collect:
-        experiment.check(spec, where)
-        finish_all([teacher], where)
-    print(figure1.reproduce(teacher, where, where.work_dir / "figure1"))
+        prepare(spec, where)
+        failed = finish_all([teacher], where)
+    if where.is_finished(teacher):
+        print(figure1.reproduce(teacher, where, where.work_dir / "figure1"))
+    else:
+        print("Figure 1: its teacher is not finished")
+    return failed
 
 
 # Here, so that the module can be imported beside others with flags of these names.

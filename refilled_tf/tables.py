@@ -6,15 +6,16 @@ import csv
 import dataclasses
 import io
 import statistics
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import gin
 
-from refilled_tf import experiment as experiments
 from refilled_tf import storage
 from refilled_tf.errors import require
-from refilled_tf.experiment import Experiment
+from refilled_tf.experiment import Experiment, Row
 from refilled_tf.report import markdown
 from refilled_tf.stage import Run
 
@@ -105,41 +106,64 @@ def parts(
         table: what it compares.
         seeds: how many.
         load: `config.load_experiment`.
+
+    Raises:
+        InputError: as `load` does, or the paper's numbers do not fit the methods and columns.
     """
-    return [
+    built = [
         Part(column, seed, load([file], [*params, f"Stage.seed = {seed}"]))
         for seed in range(seeds)
         for column, (file, *params) in table.columns.items()
     ]
+    methods, columns = _margins(table, built)
+    for method, numbers in table.paper.items():
+        require(
+            method in methods and len(numbers) == len(columns),
+            f"Table.paper[{method!r}] holds {len(numbers)} numbers; the columns are "
+            f"{', '.join(columns)}, the methods {', '.join(methods)}",
+        )
+    return built
 
 
-def collect(table: Table, experiments_of: Sequence[Part], where: Run) -> Grid:
+def _cell_of(table: Table, part: Part, row: Row) -> tuple[str, str]:
+    """Returns the method and the column that a row of an experiment belongs to."""
+    shots = getattr(row, "shots", None)
+    if shots is None:
+        return row.method, part.column
+    return row.method, f"{shots}-shot" if len(table.columns) == 1 else f"{part.column}, {shots}"
+
+
+def _margins(table: Table, built: Sequence[Part]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns the methods and the columns, in their order."""
+    cells = [_cell_of(table, part, row) for part in built for row in part.experiment.rows]
+    methods, columns = (tuple(dict.fromkeys(names)) for names in zip(*cells, strict=True))
+    return methods, columns
+
+
+def collect(table: Table, built: Sequence[Part], where: Run) -> Grid:
     """Reads what is finished, and trains nothing.
 
     Args:
         table: for the paper's numbers.
-        experiments_of: its parts.
+        built: its parts.
         where: their work_dir.
     """
-    values: dict[tuple[str, str], dict[int, dict | None]] = {}
-    for part in experiments_of:
+    methods, columns = _margins(table, built)
+    seeds_of: dict[tuple[str, str], dict[Path, int]] = {}
+    for part in built:
         for row in part.experiment.rows:
-            column = part.column
-            if (shots := getattr(row, "shots", None)) is not None:
-                column = f"{shots}-shot" if len(table.columns) == 1 else f"{column}, {shots}"
-            done = where.is_finished(row)
-            result = storage.read_json(where.folder(row) / "result.json") if done else None
-            values.setdefault((row.method, column), {})[part.seed] = result
-    methods, columns = (tuple(dict.fromkeys(key[i] for key in values)) for i in range(2))
+            # What no seed changes, such as a probe of the one teacher, counts once.
+            folders = seeds_of.setdefault(_cell_of(table, part, row), {})
+            folders.setdefault(where.folder(row), part.seed)
     cells = {}
-    for (method, column), by_seed in values.items():
-        done = [result for result in by_seed.values() if result is not None]
-        paper = dict(zip(columns, table.paper.get(method, ()), strict=False)).get(column)
+    for (method, column), folders in seeds_of.items():
+        files = {seed: folder / "result.json" for folder, seed in folders.items()}
+        done = [storage.read_json(file) for file in files.values() if file.exists()]
         interval = done[0].get("interval") if done else None
         cells[method, column] = Cell(
             tuple(100 * result["accuracy"] for result in done),
-            tuple(seed for seed, result in by_seed.items() if result is None),
-            paper,
+            tuple(seed for seed, file in files.items() if not file.exists()),
+            dict(zip(columns, table.paper.get(method, ()), strict=False)).get(column),
             None if interval is None else 100 * interval,
         )
     return Grid(methods, columns, cells)
@@ -195,11 +219,12 @@ def as_csv(grid: Grid) -> str:
     return out.getvalue()
 
 
-def unique(table_parts: Sequence[Part], where: Run) -> list[experiments.Row]:
-    """Returns all that has to be finished, each once, parents first."""
-    found: dict = {}
+def unique(table_parts: Sequence[Part], where: Run) -> list[tuple[Row, int]]:
+    """Returns all that has to be finished, parents first, and how many experiments share it."""
+    found: dict[Path, Row] = {}
+    uses: Counter[Path] = Counter()
     for part in table_parts:
-        for row in part.experiment.rows:
-            for spec in experiments.with_parents(row):
-                found.setdefault(where.folder(spec), spec)
-    return list(found.values())
+        specs = {where.folder(spec): spec for spec in part.experiment.specs()}
+        found |= specs
+        uses.update(specs.keys())
+    return [(spec, uses[folder]) for folder, spec in found.items()]

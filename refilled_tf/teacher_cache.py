@@ -60,7 +60,9 @@ def views(stage: Stage, run: Run, examples: Examples) -> batches.Views | None:
             folder = run.cache_folder(stage, teacher)
             network = networks.with_features(load_network(teacher, run), stage.objective.features)
             if run.is_chief:
-                build(folder, network, cache, examples, data)
+                # Students of one teacher, which other processes may train, share its outputs.
+                with run.lock(teacher):
+                    build(folder, network, cache, examples, data)
             run.wait_for_all()
             known = load(folder, network, cache, examples, data).outputs
         outputs |= {networks.numbered(name, number): x for name, x in known.items()}

@@ -15,6 +15,14 @@ import tiny  # noqa: E402
 from refilled_tf import training  # noqa: E402
 
 
+@pytest.fixture
+def named_files(tmp_path, monkeypatch):
+    """Goes to a folder with the files that experiments name, though without their content."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "efficientnet_lite0_160.keras").touch()
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """A work_dir with a finished teacher."""

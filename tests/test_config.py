@@ -17,6 +17,7 @@ SHARED = {"cub.gin", "cub50.gin", "cifar100_cross.gin"}
 OVERLAY = "official_code.gin"
 EXPERIMENTS = sorted({path.name for path in GIN.glob("*.gin")} - SHARED - {OVERLAY})
 QUICK = "quickstart.gin"
+pytestmark = pytest.mark.usefixtures("named_files")
 
 
 def _stages(*args):

@@ -125,7 +125,7 @@ def test_width_is_the_networks():
     }
     for backbone, width in ((MobileNet(width=0.25), 0.25), (tiny.TinyNetwork(), None)):
         spec = tiny.second(name="student", start=None, objective=CrossEntropy(), backbone=backbone)
-        assert experiment._row(spec, finished, "")["width"] == width
+        assert experiment.row_of(spec, finished, "")["width"] == width
 
 
 def test_second_run_repeats_the_results_without_training(outcome, tmp_path, monkeypatch):

@@ -1,0 +1,59 @@
+"""How long stages take, from one that is finished."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import tiny
+
+from refilled_tf import storage, training
+from refilled_tf.forecast import Forecast
+from refilled_tf.learners.cross_entropy import CrossEntropy
+
+STUDENT = tiny.second(name="student", objective=CrossEntropy(), start=None)
+IMAGES = 400
+
+
+@pytest.fixture
+def forecast(tmp_path):
+    """After a student that took 80 s for 2 epochs of 400 images: .1 s an image."""
+    run = dataclasses.replace(tiny.run_in(tmp_path), pooled=True)
+    facts = {"settings": STUDENT.settings(), "training_images": IMAGES}
+    storage.write_json(run.folder(STUDENT) / "stage.json", facts)
+    storage.write_json(run.folder(STUDENT) / "result.json", {"epochs": 2, "seconds": 80.0})
+    return Forecast(run)
+
+
+def test_like_stages_take_as_long_by_epochs_and_images(forecast):
+    longer = dataclasses.replace(tiny.RECIPE, epochs=6)
+    other = dataclasses.replace(STUDENT, seed=1, recipe=longer)
+    images = len(training.load(STUDENT.task, None).train.labels)
+    assert forecast.minutes(other) == pytest.approx(0.1 * 6 * images / 60)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        tiny.first(),
+        dataclasses.replace(STUDENT, backbone=tiny.TinyNetwork(filters=8)),
+        dataclasses.replace(STUDENT, recipe=dataclasses.replace(tiny.RECIPE, batch_size=25)),
+    ],
+    ids=["objective", "network", "batch"],
+)
+def test_another_kind_of_stage_is_unknown(forecast, spec):
+    assert forecast.minutes(spec) is None
+
+
+def test_table_adds_up(forecast):
+    images = len(training.load(STUDENT.task, None).train.labels)
+    again = dataclasses.replace(STUDENT, seed=1)
+    text = forecast.table([(STUDENT, 2), (again, 1), (tiny.first(), 1)])
+    minutes = 0.1 * 2 * images / 60
+    assert [line.split("|")[2:4] for line in text.splitlines()[2:5]] == [
+        [f"{uses:>12} ", f"{state:>9} "]
+        for uses, state in ((2, "finished"), (1, f"{minutes:.1f}"), (1, "unknown"))
+    ]
+    assert text.endswith(
+        f"1 of 3 finished; the others take {minutes:.0f} minutes and, of 1, an unknown time"
+    )

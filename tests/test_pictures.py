@@ -1,0 +1,56 @@
+"""Training curves as they are read, and what pictures show."""
+
+from __future__ import annotations
+
+import numpy as np
+import tiny
+from PIL import Image
+
+from refilled_tf import pictures
+from refilled_tf.experiment import Experiment
+from refilled_tf.learners.cross_entropy import CrossEntropy
+from refilled_tf.tables import Cell, Grid, Table
+
+HISTORY = """epoch,loss,val_loss
+0,4.0,NA
+1,3.0,NA
+1,2.0,NA
+2,1.0,NA
+"""
+
+
+def test_history_counts_an_epoch_once_that_was_trained_again(tmp_path):
+    """As after a crash between its line and its checkpoint."""
+    (tmp_path / "history.csv").write_text(HISTORY)
+    history = pictures.read_history(tmp_path / "history.csv")
+    assert history.keys() == {"epoch", "loss"}
+    np.testing.assert_array_equal(history["loss"], [4, 2, 1])
+
+
+def test_embeddings_shown_are_those_of_a_method_of_two_stages():
+    one_stage = tiny.second(name="student", objective=CrossEntropy(), start=None)
+    assert pictures.embeddings_to_show(Experiment((one_stage,))) == []
+    chosen = pictures.embeddings_to_show(Experiment((one_stage, tiny.second())))
+    assert [stage.name for stage in chosen] == ["teacher", "first", "second"]
+
+
+def test_accuracies_are_drawn_in_a_plot_for_each_group(tmp_path):
+    columns = ("easy, 1", "easy, .5", "hard, 1", "hard, .5")
+    cells = {("Student", column): Cell((50.0, 60.0), ()) for column in columns}
+    table = Table("T", {column: ("x.gin",) for column in columns}, "width")
+    widths = []
+    for shown in (columns[:2], columns):
+        path = tmp_path / f"{len(shown)}.png"
+        pictures.save_accuracies(path, table, Grid(("Student",), shown, cells))
+        image = np.asarray(Image.open(path).convert("RGB")).astype(int)
+        # A line in the first colour of Matplotlib's cycle, C0.
+        assert (np.abs(image - (31, 119, 180)).sum(axis=-1) < 30).any()
+        widths.append(image.shape[1])
+    assert widths[1] > 1.5 * widths[0]
+
+
+def test_a_cell_without_results_is_left_out(tmp_path):
+    table = Table("T", {"1": ("x.gin",)}, "width")
+    grid = Grid(("Student",), ("1",), {("Student", "1"): Cell((), (0, 1))})
+    pictures.save_accuracies(tmp_path / "a.png", table, grid)
+    assert (tmp_path / "a.png").exists()
