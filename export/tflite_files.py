@@ -69,9 +69,7 @@ def check(quantizations: Sequence[str], output_dir: Path) -> None:
     )
 
 
-def write(
-    trained: Trained, quantizations: Sequence[str], output_dir: Path, command: str
-) -> str:
+def write(trained: Trained, quantizations: Sequence[str], output_dir: Path, command: str) -> str:
     """Converts a classifier, scores the conversions, and then writes both.
 
     Args:

@@ -15,49 +15,54 @@ and goes on where it was when the same command is given again.
 from __future__ import annotations
 
 import collections
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from absl import flags
 
-# The rest of the package knows nothing of exports. This program, which nothing imports, stands above
-# both and joins them.
+# The rest of the package knows nothing of exports. This program, which nothing imports, stands
+# above both and joins them.
 from export import tflite_files, tflite_model, trained, versions
-from refilled_tf import distill_config, distill_report, storage, teachers, tuning
+from refilled_tf import config, distill_config, distill_report, storage, teachers, tuning
 from refilled_tf.data.image_folder import ImageFolder, notes
-from refilled_tf.data.task import read_index, select
+from refilled_tf.data.sources import Source
+from refilled_tf.data.task import Selection, Task, read_index, select
 from refilled_tf.entry import command_line, run_main
 from refilled_tf.errors import require
 from refilled_tf.launch import launch
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string(
-    "images", None, "A folder of images, a folder for each class, or a TFDS name.", required=True
-)
-flags.DEFINE_string("teacher", None, f"The teacher: {teachers.ACCEPTED}.", required=True)
-flags.DEFINE_string("teacher_layer", None, "Layer whose output is its embedding.")
-flags.DEFINE_string("teacher_weights", None, "Weights of an imagenet: teacher, for no download.")
-flags.DEFINE_string("teacher_preprocessing", None, "What a teacher in a file wants done to images.")
-flags.DEFINE_float("width", 0.25, "The student's width multiplier.")
-flags.DEFINE_integer("image_size", 96, "Side of the student's images in pixels.")
-flags.DEFINE_string("output", None, "Where everything goes.", required=True)
-flags.DEFINE_bool("quick", False, "A few epochs, for a first look.")
-flags.DEFINE_integer("tune", 0, "Trials that choose weights, temperatures and learning rate.")
-flags.DEFINE_multi_string("gin_param", [], "A single setting, such as 'Recipe.epochs = 10'.")
-flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS datasets; TFDS's own if unset.")
 
 
 def main(argv: list[str]) -> None:
     """Does what the flags say."""
     require(len(argv) == 1, f"unexpected argument {argv[1:]}; every option is a --flag")
-    require(FLAGS.tune >= 0, f"--tune={FLAGS.tune} must be a number of trials")
     output, command = Path(FLAGS.output), command_line("refilled_tf.distill")
     gin_file, work_dir = output / "distill.gin", output / "training"
-    base = describe(gin_file, work_dir, command)
+    teacher = teachers.parse(
+        FLAGS.teacher, FLAGS.teacher_layer, FLAGS.teacher_weights, FLAGS.teacher_preprocessing
+    )
+    task = distill_config.task_of(FLAGS.images, FLAGS.data_dir)
+    selection = survey(task, FLAGS.data_dir)
+    base = distill_config.gin_text(
+        [
+            f"python -m refilled_tf.train --gin_file={gin_file} --work_dir={work_dir}",
+            f"Written by {command}",
+        ],
+        task,
+        teacher,
+        FLAGS.width,
+        FLAGS.image_size,
+        len(selection.train),
+        FLAGS.quick,
+        FLAGS.gin_param,
+    )
     chosen = []
     if FLAGS.tune:
         trials = tuning.run(base, output / "tuning", FLAGS.tune, FLAGS.data_dir, command)
         chosen = tuning.chosen(trials)
-    write_gin_file(gin_file, base + "".join(f"{line}\n" for line in chosen))
+    write_gin_file(gin_file, base + "".join(f"{line}\n" for line in chosen), FLAGS.gin_param)
     _, where, results = launch([str(gin_file)], [], work_dir, FLAGS.data_dir, command)
 
     model = trained.load(work_dir, None, FLAGS.data_dir)
@@ -85,41 +90,33 @@ def main(argv: list[str]) -> None:
     print(distill_report.line(report))
 
 
-def describe(gin_file: Path, work_dir: Path, command: str) -> str:
-    """Looks at images and teacher, says what is there, and returns the gin file's text.
+def survey(task: Task, data_dir: str | None) -> Selection:
+    """Prints how many images of every class train and are tested, and what is odd about them.
+
+    Args:
+        task: all classes of a dataset.
+        data_dir: folder of prepared TFDS datasets; None for TFDS's own.
+
+    Returns:
+        Which images train and are tested.
 
     Raises:
-        InputError: naming the option or file at fault.
+        InputError: naming the file or class at fault.
     """
-    teacher = teachers.parse(
-        FLAGS.teacher, FLAGS.teacher_layer, FLAGS.teacher_weights, FLAGS.teacher_preprocessing
-    )
-    task = distill_config.task_of(FLAGS.images, FLAGS.data_dir)
+    # First, as an error may be about the same files.
     print("\n".join(image_notes(task.data.source)))
-    index = read_index(task.data.source, FLAGS.data_dir)
+    index = read_index(task.data.source, data_dir)
     selection = select(task, index)
     print(counts(index.labels, selection))
-    return distill_config.gin_text(
-        [
-            f"python -m refilled_tf.train --gin_file={gin_file} --work_dir={work_dir}",
-            f"Written by {command}",
-        ],
-        task,
-        teacher,
-        FLAGS.width,
-        FLAGS.image_size,
-        len(selection.train),
-        FLAGS.quick,
-        FLAGS.gin_param,
-    )
+    return selection
 
 
-def image_notes(source) -> list[str]:
+def image_notes(source: Source) -> list[str]:
     """Returns what is odd about images of one's own."""
     return notes(source.survey()) if isinstance(source, ImageFolder) else []
 
 
-def counts(labels, selection) -> str:
+def counts(labels: np.ndarray, selection: Selection) -> str:
     """Formats how many images of every class train and are tested."""
     width = max(len(name) for name in selection.class_names)
     train, test = (collections.Counter(labels[rows]) for rows in (selection.train, selection.test))
@@ -130,29 +127,51 @@ def counts(labels, selection) -> str:
     return "\n".join(lines)
 
 
-def write_gin_file(path: Path, text: str) -> None:
+def write_gin_file(path: Path, text: str, params: Sequence[str]) -> None:
     """Writes the gin file, unless there is another one, which somebody may have changed.
 
+    Args:
+        path: of the file.
+        text: for it.
+        params: the settings in it that somebody has given.
+
     Raises:
-        InputError: there is.
+        InputError: there is, or the text is no experiment; see `config.load_experiment`.
     """
-    if path.exists():
-        there, now = path.read_text(encoding="utf-8").splitlines(), text.splitlines()
-        changed = [line for line in there if line not in now and not line.startswith("#")]
-        added = [line for line in now if line not in there and not line.startswith("#")]
-        require(
-            not changed and not added,
-            f"{path} is there already, and has {'; '.join(changed) or 'nothing'} where this "
-            f"command would write {'; '.join(added) or 'nothing'}; take another --output, or run "
-            "that file by the command in its first line",
-        )
+    if not path.exists():
+        with storage.replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+            config.load_experiment([temporary], params)
         return
-    storage.write_text(path, text)
+    there, now = path.read_text(encoding="utf-8").splitlines(), text.splitlines()
+    changed = [line for line in there if line not in now and not line.startswith("#")]
+    added = [line for line in now if line not in there and not line.startswith("#")]
+    require(
+        not changed and not added,
+        f"{path} is there already, and has {'; '.join(changed) or 'nothing'} where this command "
+        f"would write {'; '.join(added) or 'nothing'}; take another --output, or run that file by "
+        "the command in its first line",
+    )
 
 
 def _made_since(path: Path, source: Path) -> bool:
     return path.exists() and path.stat().st_mtime >= source.stat().st_mtime
 
 
+# Here, so that the module can be imported beside others with flags of these names.
 if __name__ == "__main__":
+    flags.DEFINE_string(
+        "images", None, "A folder with a folder for each class, or a TFDS name.", required=True
+    )
+    flags.DEFINE_string("teacher", None, f"The teacher: {teachers.ACCEPTED}.", required=True)
+    flags.DEFINE_string("teacher_layer", None, "Layer whose output is its embedding.")
+    flags.DEFINE_string("teacher_weights", None, "Weights of an imagenet: teacher.")
+    flags.DEFINE_string("teacher_preprocessing", None, "What a file wants done to images.")
+    flags.DEFINE_float("width", 0.25, "The student's width multiplier.")
+    flags.DEFINE_integer("image_size", 96, "Side of the student's images in pixels.")
+    flags.DEFINE_string("output", None, "Where everything goes.", required=True)
+    flags.DEFINE_bool("quick", False, "A few epochs, for a first look.")
+    flags.DEFINE_integer("tune", 0, "Trials that choose weights, temperatures and rate.", 0)
+    flags.DEFINE_multi_string("gin_param", [], "A single setting, such as 'Recipe.epochs = 10'.")
+    flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS datasets; TFDS's own if unset.")
     run_main(main)

@@ -89,8 +89,10 @@ def gin_text(
         Gin text.
 
     Raises:
-        InputError: the teacher's network cannot be built.
+        InputError: there is no such size, or the teacher's network cannot be built.
     """
+    require(image_size >= 1, f"--image_size={image_size} must be positive, such as 96")
+    require(width > 0, f"--width={width} must be positive, such as 0.25")
     lines = [
         *(f"# {line}" for line in opening),
         "include 'methods/own_images.gin'",
@@ -147,9 +149,10 @@ def schedule(training_images: int, quick: bool) -> dict[str, Any]:
         training_images: how many there are.
         quick: whether a first look is all that is wanted.
     """
+    # About 3,000 steps: with fewer a student is far from convergence.
+    epochs = min(100, max(20, 100_000 // training_images))
     return {
-        # Short of convergence below, more than anybody waits for above.
-        "Recipe.epochs": 5 if quick else min(100, max(20, 100_000 // training_images)),
+        "Recipe.epochs": epochs // 5 if quick else epochs,
         # A fifth may be held out for tuning.
         "Recipe.batch_size": min(32, training_images * 4 // 5),
         # A large teacher is asked up to 8,000 times beforehand, and not in every step.

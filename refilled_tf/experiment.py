@@ -159,7 +159,9 @@ def finish(spec: Row, where: Run) -> dict[str, Any]:
     Raises:
         InputError: see `training.train`.
     """
-    with where.lock(spec) if where.is_chief else contextlib.nullcontext():
+    # Workers of one training go through all stages in step, and wait for nobody else.
+    together = isinstance(where.strategy, tf.distribute.MultiWorkerMirroredStrategy)
+    with contextlib.nullcontext() if together else where.lock(spec):
         return training.train(spec, where) if isinstance(spec, Stage) else spec.score(where)
 
 

@@ -42,9 +42,7 @@ def render(template: str, **values: Any) -> str:
     return _TEMPLATES.get_template(template).render(inline=inline, **values)
 
 
-def write_table(
-    folder: Path, facts: dict[str, str], grid: Grid, settings: dict[str, str]
-) -> None:
+def write_table(folder: Path, facts: dict[str, str], grid: Grid, settings: dict[str, str]) -> None:
     """Writes a table's folder: table.md, table.html, and table.json for the report.
 
     Args:

@@ -21,7 +21,7 @@ from refilled_tf import config, experiment, figure1, pages, pictures, storage, t
 from refilled_tf.entry import run_main
 from refilled_tf.errors import OutOfTimeError, require
 from refilled_tf.forecast import Forecast
-from refilled_tf.stage import Run, Stage
+from refilled_tf.stage import Run
 
 FLAGS = flags.FLAGS
 

@@ -278,7 +278,9 @@ class Run:
         """
         folder = self.folder(spec)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        return filelock.FileLock(folder.with_name(f".{folder.name}.lock"), is_singleton=True)
+        file = folder.with_name(f".{folder.name}.lock")
+        # A soft lock would outlive its process.
+        return filelock.FileLock(file, is_singleton=True, fallback_to_soft=False)
 
     def cache_folder(self, stage: Stage, teacher: Stage | None = None) -> Path:
         """Returns where a teacher's outputs for the stage's views are, or will be."""

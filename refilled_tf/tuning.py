@@ -56,7 +56,10 @@ def run(text: str, folder: Path, count: int, data_dir: str | None, command: str)
     trials: list[Trial] = []
 
     def accuracy(trial: optuna.Trial) -> float:
-        settings = {n: _rounded(trial.suggest_float(n, *ends, log=True)) for n, ends in RANGES.items()}
+        settings = {
+            option: _rounded(trial.suggest_float(option, *ends, log=True))
+            for option, ends in RANGES.items()
+        }
         name = f"trial_{trial.number:03d}"
         params = [
             "Experiment.rows = [@refilled/Stage()]",
@@ -70,7 +73,8 @@ def run(text: str, folder: Path, count: int, data_dir: str | None, command: str)
         facts = {"accuracy": row["accuracy"], "images": row["images"]}
         trials.append({"name": name, "settings": settings} | facts)
         storage.write_json(folder / TRIALS, trials)
-        print(f"{name}: {100 * row['accuracy']:.2f} % of {row['images']} validation images, {settings}")
+        found = f"{100 * row['accuracy']:.2f} % of {row['images']} validation images"
+        print(f"{name}: {found}, {settings}")
         return row["accuracy"]
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)

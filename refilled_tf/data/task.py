@@ -218,11 +218,11 @@ def select(task: Task, index: Index) -> Selection:
     names = tuple(index.class_names[c] for c in classes)
     for what, rows in (("training", train), ("validation" if task.holdout else "test", test)):
         empty = np.setdiff1d(classes, index.labels[rows])
+        short = [f"{index.class_names[c]!r} ({np.sum(index.labels == c)} images)" for c in empty]
         require(
-            len(empty) == 0,
-            f"the split leaves class {index.class_names[empty[0]] if len(empty) else ''!r} "
-            f"without {what} images; change Data.train_fraction, "
-            f"{task.role}.images_per_class or {task.role}.holdout",
+            not short,
+            f"the split leaves class {', '.join(short[:5])} without {what} images; add images, or "
+            f"change Data.train_fraction, {task.role}.images_per_class or {task.role}.holdout",
         )
     return Selection(classes, train, test, names)
 
@@ -255,7 +255,7 @@ def load(task: Task, data_dir: str | None = None) -> TaskData:
     images, readable = data.source.images(index.keys[rows], data.load_size, data_dir)
     corrupt = index.keys[rows][~readable]
     if len(corrupt):
-        message = f"{len(corrupt)} image(s) cannot be decoded: {', '.join(corrupt[:5])}"
+        message = f"{len(corrupt)} image(s) cannot be decoded: {', '.join(corrupt[:20])}"
         if data.on_corrupt == "error":
             raise InputError(message + "; Data.on_corrupt='skip' leaves them out")
         logging.warning("skipped: %s", message)
@@ -266,9 +266,14 @@ def load(task: Task, data_dir: str | None = None) -> TaskData:
         labels = np.searchsorted(selection.classes, index.labels[part]).astype(np.int32)
         return Examples(decoded if kept.all() else decoded[kept], labels, index.keys[part])
 
-    return TaskData(
-        examples(selection.train, 0),
-        examples(selection.test, len(selection.train)),
-        selection.class_names,
-        "validation" if task.holdout else "test",
-    )
+    train = examples(selection.train, 0)
+    test = examples(selection.test, len(selection.train))
+    for part in (train, test):
+        lost = np.setdiff1d(np.arange(len(selection.classes)), part.labels)
+        require(
+            len(lost) == 0,
+            f"the {len(corrupt)} image(s) that cannot be decoded leave class "
+            f"{selection.class_names[lost[0]] if len(lost) else ''!r} without training or without "
+            "test images",
+        )
+    return TaskData(train, test, selection.class_names, "validation" if task.holdout else "test")

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from refilled_tf.data.episodes import Episodes, Facts, facts, pool
-from refilled_tf.data.sources import Digits, TfdsSource
+from refilled_tf.data.image_folder import ImageFolder
+from refilled_tf.data.sources import Digits
 from refilled_tf.data.splits import AlphabeticalHalves, ListedClasses
 from refilled_tf.data.task import Data, load, student, teacher
 from refilled_tf.errors import InputError
@@ -176,10 +177,12 @@ def test_pool_lacks_no_image(tmp_path):
     for name in ("elm", "fir", "oak", "yew"):
         for key in (f"train/{name}/0.png", f"train/{name}/1.png", f"test/{name}/2.png"):
             (tmp_path / key).parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (8, 8)).save(tmp_path / key)
+            # Of different sizes, lest two be the same file.
+            size = 8 + len(list(tmp_path.rglob("*.png")))
+            Image.new("RGB", (size, 8)).save(tmp_path / key)
     (tmp_path / "train/oak/1.png").write_bytes(b"no image")
     listed = ListedClasses(("elm", "fir"), ("oak", "yew"))
-    source = TfdsSource(folder=str(tmp_path))
+    source = ImageFolder(str(tmp_path))
     data = Data(source, listed, image_size=8, load_size=8, on_corrupt="skip")
     match = r"1 image\(s\) cannot be decoded.*train/oak/1\.png; Data\.on_corrupt='skip' does not"
     with pytest.raises(InputError, match=match):

@@ -146,12 +146,6 @@ def test_digits_are_scikit_learns():
         np.testing.assert_array_equal(images[..., channel], wanted)
 
 
-def test_name_or_folder_but_not_both():
-    for options in ({}, {"name": "cifar100", "folder": "x"}):
-        with pytest.raises(InputError, match=r"either name .* or folder"):
-            TfdsSource(**options)
-
-
 def _raw(source, split, count):
     """Reads the first examples with TFDS itself, images still encoded."""
     builder = tfds.builder(source.name)

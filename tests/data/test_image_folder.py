@@ -1,0 +1,321 @@
+"""Folders of photos: layouts, decoding against TensorFlow and hand-made pixels, bad input."""
+
+from __future__ import annotations
+
+import io
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from refilled_tf.data.image_folder import ImageFolder, decode, notes
+from refilled_tf.data.sources import decode_image
+from refilled_tf.data.splits import SharedClasses
+from refilled_tf.data.task import Data, load, select, student
+from refilled_tf.errors import InputError
+
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+
+
+def _save(path, number, kind=None):
+    """Saves an image that no other number has."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (20, 16), (number % 256, number // 256, 90)).save(path, kind)
+
+
+@pytest.fixture
+def flat(tmp_path):
+    """Two classes of ten images."""
+    for number in range(20):
+        _save(tmp_path / "photos" / ("cat", "dog")[number % 2] / f"{number:02d}.png", number)
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def parted(tmp_path):
+    """Two classes, four images each to train on, two each to validate and to test with."""
+    for number in range(16):
+        split = ("train", "train", "val", "test")[number // 4]
+        _save(tmp_path / "parted" / split / ("cat", "dog")[number % 2] / f"{number}.png", number)
+    return tmp_path / "parted"
+
+
+def _task(folder, **options):
+    return student(
+        Data(ImageFolder(str(folder)), SharedClasses(), image_size=8, load_size=8, **options)
+    )
+
+
+# --- layouts --------------------------------------------------------------------------------
+
+
+def test_flat_folder_is_split_by_class(flat):
+    data = load(_task(flat, train_fraction=0.8))
+    assert data.class_names == ("cat", "dog")
+    # 80 % of 10 images of either class.
+    assert np.bincount(data.train.labels).tolist() == [8, 8]
+    assert np.bincount(data.test.labels).tolist() == [2, 2]
+    assert not set(data.train.keys) & set(data.test.keys)
+    for part in (data.train, data.test):
+        for key, label, image in zip(part.keys, part.labels, part.images, strict=True):
+            assert key.split("/")[0] == data.class_names[label]
+            assert (image == (int(key[4:6]), 0, 90)).all()
+
+
+def test_split_folders_are_kept_and_val_trains_too(parted):
+    data = load(_task(parted))
+    assert {key.split("/")[0] for key in data.train.keys} == {"train", "val"}
+    assert {key.split("/")[0] for key in data.test.keys} == {"test"}
+    assert (len(data.train.keys), len(data.test.keys)) == (12, 4)
+
+
+def test_val_takes_the_place_of_test(parted):
+    shutil.rmtree(parted / "test")
+    data = load(_task(parted))
+    assert {key.split("/")[0] for key in data.test.keys} == {"val"}
+    assert len(data.train.keys) == 8
+
+
+def test_classes_may_be_called_train(flat):
+    (flat / "cat").rename(flat / "train")
+    assert ImageFolder(str(flat)).index().class_names == ("dog", "train")
+
+
+def test_content_tells_folders_apart_and_copies_not(flat, tmp_path):
+    shutil.copytree(flat, tmp_path / "copy")
+    first, copy = ImageFolder(str(flat)), ImageFolder(str(tmp_path / "copy"))
+    assert first.content == copy.content
+    _save(tmp_path / "copy/cat/00.png", 77)
+    assert ImageFolder(str(tmp_path / "copy")).content != first.content
+
+
+def test_notes_name_what_a_person_should_look_at(flat):
+    (flat / "cat/00.png").rename(flat / "cat/00.heic")
+    (flat / "readme.txt").write_text("mine")
+    (flat / ".hidden").write_text("not listed")
+    (flat / "dog/empty.png").touch()
+    shutil.copy(flat / "dog/01.png", flat / "dog/copy.png")
+    text = "\n".join(notes(ImageFolder(str(flat)).survey()))
+    assert "expect little of these classes: cat (9)" in text
+    assert "corrupt: dog/empty.png (it is empty)" in text
+    assert "the same file: dog/01.png = dog/copy.png" in text
+    assert ": cat/00.heic, readme.txt" in text
+    assert "hidden" not in text
+
+
+def test_copies_in_a_class_count_once(flat):
+    shutil.copy(flat / "dog/01.png", flat / "dog/copy.png")
+    keys = ImageFolder(str(flat)).index().keys
+    assert len(keys) == 20
+    assert "dog/copy.png" not in keys
+
+
+def test_crossing_copies_can_be_left_out_of_the_test(parted):
+    shutil.copy(parted / "train/cat/0.png", parted / "test/cat/copy.png")
+    index = ImageFolder(str(parted), on_crossing="train").index()
+    assert "train/cat/0.png" in index.keys
+    assert "test/cat/copy.png" not in index.keys
+
+
+# --- decoding -------------------------------------------------------------------------------
+
+
+def _encoded(image, kind, **options):
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def _photo(mode="RGB"):
+    """A smooth gradient with some texture, so that JPEG keeps it."""
+    y, x = np.mgrid[:40, :60]
+    channels = [4 * x + y, 250 - 4 * y, 120 + 80 * np.sin(x / 5) * np.cos(y / 7)]
+    return Image.fromarray(np.clip(np.stack(channels, -1), 0, 255).astype(np.uint8)).convert(mode)
+
+
+@pytest.mark.parametrize("options", [{"quality": 90}, {"quality": 75, "subsampling": 0}])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_ordinary_images_are_those_that_exports_see(kind, mode, options):
+    encoded = _encoded(_photo(mode), kind, **options)
+    served = tf.io.decode_image(encoded, 3, expand_animations=False).numpy().astype(int)
+    # Both call a libjpeg; the cosine transform of one is rounded otherwise than the other's.
+    assert np.abs(decode(encoded) - served).max() <= (4 if kind == "JPEG" else 0)
+
+
+def test_resizing_is_that_of_exports(flat):
+    path = flat / "cat/00.png"
+    _photo().save(path)
+    images, readable = ImageFolder(str(flat)).images(["cat/00.png"], 16)
+    assert readable.all()
+    np.testing.assert_array_equal(images[0], decode_image(path.read_bytes(), None, 16))
+
+
+@pytest.mark.parametrize("kind", ["BMP", "GIF", "WEBP"])
+def test_other_formats(kind):
+    options = {"lossless": True} if kind == "WEBP" else {}
+    flag = Image.new("RGB", (8, 8), RED)
+    flag.paste(BLUE, (4, 0, 8, 8))
+    np.testing.assert_array_equal(decode(_encoded(flag, kind, **options)), np.asarray(flag))
+
+
+def test_first_frame_of_an_animation_counts():
+    frames = [Image.new("RGB", (8, 8), colour) for colour in (GREEN, RED)]
+    animation = _encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert (decode(animation) == GREEN).all()
+
+
+def test_cmyk_jpeg_is_its_rgb():
+    encoded = _encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=95)
+    # No cyan, all magenta and yellow: red.
+    assert np.abs(decode(encoded).astype(int) - RED).max() <= 3
+
+
+def test_sixteen_bits_are_cut_to_eight():
+    grey = np.array([[0, 256, 32768], [65535, 255, 511]], np.uint16)
+    pixels = decode(_encoded(Image.fromarray(grey), "PNG"))
+    wanted = [[0, 1, 128], [255, 0, 1]]  # the high byte
+    np.testing.assert_array_equal(pixels, np.repeat(np.array(wanted)[..., None], 3, -1))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_what_is_transparent_lies_on_white(kind):
+    image = Image.new("RGBA", (8, 8), (*RED, 0))
+    image.paste((*BLUE, 255), (0, 0, 4, 8))
+    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    pixels = decode(_encoded(image, kind, **options))
+    assert (pixels[:, :4] == BLUE).all()
+    assert (pixels[:, 4:] == 255).all()
+
+
+def test_transparent_colour_of_a_palette_lies_on_white():
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([*RED, *BLUE])
+    image.paste(0, (0, 0, 4, 8))
+    pixels = decode(_encoded(image, "PNG", transparency=0))
+    assert (pixels[:, :4] == 255).all()
+    assert (pixels[:, 4:] == BLUE).all()
+
+
+@pytest.mark.parametrize(
+    ("orientation", "turned"),
+    [
+        (1, lambda image: image),
+        (3, lambda image: image[::-1, ::-1]),
+        (6, lambda image: np.rot90(image, -1)),  # as EXIF 2.3: the 0th row is the right-hand side
+        (8, lambda image: np.rot90(image)),
+    ],
+)
+def test_exif_orientation_is_respected(orientation, turned):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = _photo()
+    pixels = decode(_encoded(image, "PNG", exif=exif))
+    np.testing.assert_array_equal(pixels, turned(np.asarray(image)))
+
+
+# --- bad input ------------------------------------------------------------------------------
+
+
+def _empty(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def _without_images(folder):
+    for path in folder.rglob("*.png"):
+        path.rename(path.with_suffix(".txt"))
+
+
+def _one_class(folder):
+    shutil.rmtree(folder / "cat")
+
+
+def _one_image(folder):
+    for path in sorted((folder / "cat").iterdir())[1:]:
+        path.unlink()
+
+
+def _in_two_classes(folder):
+    shutil.copy(folder / "cat/00.png", folder / "dog/mine.png")
+
+
+def _empty_file(folder):
+    (folder / "cat/00.png").write_bytes(b"")
+
+
+def _two_empty_files(folder):
+    for name in ("cat/00.png", "dog/01.png"):
+        (folder / name).write_bytes(b"")
+
+
+def _renamed_text(folder):
+    (folder / "cat/00.png").write_text("This is no photo.\n" * 50)
+
+
+def _truncated(folder):
+    _photo().save(folder / "cat/00.png")
+    content = (folder / "cat/00.png").read_bytes()
+    (folder / "cat/00.png").write_bytes(content[: len(content) // 2])
+
+
+def _no_test(folder):
+    (folder / "train").mkdir()
+    for name in ("cat", "dog"):
+        (folder / name).rename(folder / "train" / name)
+
+
+def _stray_beside_splits(folder):
+    for split in ("train", "test"):
+        (folder / split).mkdir()
+    (folder / "cat").rename(folder / "train/cat")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_empty, r"photos holds no images; wanted is a folder for every class"),
+        (_without_images, r"photos holds no images.*\.jpg"),
+        (_one_class, r"photos holds the single class 'dog'; at least two"),
+        (_one_image, r"leaves class 'cat' \(1 images\) without test images; add images"),
+        (_in_two_classes, r"cat/00\.png and dog/mine\.png .*same file in two classes, 'cat' and"),
+        (_empty_file, r"1 image\(s\) cannot be decoded: cat/00\.png"),
+        (_two_empty_files, r"2 image\(s\) cannot be decoded: .*cat/00\.png"),
+        (_renamed_text, r"1 image\(s\) cannot be decoded: cat/00\.png"),
+        (_truncated, r"1 image\(s\) cannot be decoded: cat/00\.png"),
+        (_no_test, r"photos has the folders train; wanted are either"),
+        (_stray_beside_splits, r"photos has the folders train, dog, test; wanted are either"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_bad_folder(flat, spoil, message):
+    spoil(flat)
+    with pytest.raises(InputError, match=message):
+        load(_task(flat, train_fraction=0.8))
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(InputError, match=r"ImageFolder\.folder=.*nowhere is not a folder"):
+        ImageFolder(str(tmp_path / "nowhere"))
+
+
+def test_file_in_training_and_test(parted):
+    shutil.copy(parted / "train/cat/0.png", parted / "test/cat/copy.png")
+    match = r"train/cat/0\.png and test/cat/copy\.png .* in training and test"
+    with pytest.raises(InputError, match=match):
+        select(_task(parted), ImageFolder(str(parted)).index())
+
+
+def test_class_lost_by_skipping_is_named(flat):
+    _one_image(flat)
+    shutil.copy(flat / "dog/01.png", flat / "cat/a.png")
+    (flat / "cat/a.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"that cannot be decoded leave class 'cat' without"):
+        load(_task(flat, train_fraction=0.5, on_corrupt="skip"))
+
+
+def test_unknown_choice_is_refused(flat):
+    with pytest.raises(InputError, match=r"on_crossing='maybe' must be 'error' or 'train'"):
+        ImageFolder(str(flat), on_crossing="maybe")

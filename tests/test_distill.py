@@ -1,0 +1,242 @@
+"""The distill command from a folder to its report, killed, repeated and changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import photos
+import pytest
+import tiny
+from ai_edge_litert.interpreter import Interpreter
+
+from refilled_tf import config, distill, distill_config, storage, teachers, tuning
+from refilled_tf.data.task import load
+from refilled_tf.errors import InputError
+
+SMALL = ("--image_size=8", "--gin_param=Stage.backbone = @TinyNetwork()")
+
+
+def _distill(images, teacher, output, *flags):
+    options = (f"--images={images}", f"--teacher={teacher}", f"--output={output}")
+    return subprocess.run(
+        tiny.command("distill", *options, *SMALL, "--gin_param=Recipe.epochs = 2", *flags),
+        cwd=tiny.ROOT,
+        env=tiny.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """A folder of photos and a teacher."""
+    folder = tmp_path_factory.mktemp("given")
+    return photos.write_folder(folder / "photos"), photos.write_teacher(folder / "teacher.keras")
+
+
+@pytest.fixture(scope="module")
+def done(given, tmp_path_factory):
+    """The finished command and its output."""
+    output = tmp_path_factory.mktemp("distilled") / "output"
+    run = _distill(*given, output, "--tune=2")
+    assert run.returncode == 0, run.stderr
+    return run, output
+
+
+def _results(output):
+    return storage.read_json(output / "training/results.json")["rows"]
+
+
+def test_tells_what_is_there_and_what_came_out(done):
+    run, output = done
+    # 80 % of the 30 images of each of five classes.
+    assert re.search(r"^5 +24 +6$", run.stdout, re.M)
+    assert "5 classes, 120 + 30 images" in run.stdout
+    rows = {row["method"]: row for row in _results(output)}
+    assert list(rows) == ["Teacher, 1NN", "Teacher, LR", "Student", "REFILLED"]
+    assert {row["images"] for row in rows.values()} == {30}
+    last = run.stdout.strip().splitlines()[-1]
+    assert last.startswith(f"REFILLED: {100 * rows['REFILLED']['accuracy']:.1f} % of 30 test ")
+    assert f"Student {100 * rows['Student']['accuracy']:.1f} %" in last
+
+
+def test_gin_file_is_what_was_trained(done):
+    _, output = done
+    spec = config.load_experiment([output / "distill.gin"])
+    assert spec == config.load_work_dir(output / "training")
+    first = (output / "distill.gin").read_text().splitlines()[0]
+    assert f"refilled_tf.train --gin_file={output}/distill.gin" in first
+    data = next(stage for stage in spec.stages() if stage.name == "refilled").task.data
+    # The teacher's 12 pixels are cut out of 12·8/7.
+    assert (data.image_size, data.view_size, data.load_size) == (8, 12, 14)
+
+
+def test_trials_are_kept_and_the_best_is_trained(done):
+    _, output = done
+    trials = storage.read_json(output / "tuning" / tuning.TRIALS)
+    assert [trial["name"] for trial in trials] == ["trial_000", "trial_001"]
+    assert trials[0]["settings"] == tuning.FIRST
+    for trial in trials:
+        result = storage.read_json(output / "tuning/stages" / trial["name"] / "result.json")
+        assert result["scored_on"] == "validation"
+        # A fifth of 24 training images, 4.8 → 5, of each of five classes.
+        assert result["images"] == trial["images"] == 25
+        assert result["accuracy"] == trial["accuracy"]
+    best = max(trials, key=lambda trial: trial["accuracy"])["settings"]
+    spec = config.load_experiment([output / "distill.gin"])
+    refilled = next(stage for stage in spec.stages() if stage.name == "refilled")
+    assert refilled.recipe.learning_rate == best["Recipe.learning_rate"]
+    assert refilled.objective.weight == best["LocalDistillation.weight"]
+    assert refilled.start.objective.tau_teacher == best["RelationshipMatching.tau_teacher"]
+    assert refilled.task.holdout == 0
+
+
+def test_files_answer_as_was_scored(done):
+    _, output = done
+    spec = config.load_work_dir(output / "training")
+    task = next(stage for stage in spec.stages() if stage.name == "refilled").task
+    interpreter = Interpreter(str(output / "tflite/refilled_none.tflite"))
+    interpreter.allocate_tensors()
+    (taken,), (answer,) = interpreter.get_input_details(), interpreter.get_output_details()
+    # 14 pixels, of which the network's 8 stand for 12, are 9 of the student's.
+    side = taken["shape"][1]
+    assert side == round(14 * 8 / 12)
+    data = dataclasses.replace(task.data, load_size=int(side), view_size=None)
+    test = load(dataclasses.replace(task, data=data)).test
+    right = 0
+    for image, label in zip(test.images, test.labels, strict=True):
+        interpreter.set_tensor(taken["index"], image[None].astype(np.float32))
+        interpreter.invoke()
+        right += int(np.argmax(interpreter.get_tensor(answer["index"])[0]) == label)
+    (row,) = (
+        row
+        for row in storage.read_json(output / "tflite/tflite.json")["rows"]
+        if row["name"] == "refilled_none.tflite"
+    )
+    assert right / len(test.labels) == pytest.approx(row["accuracy"])
+
+
+def test_report_needs_no_network_and_shows_the_numbers(done):
+    _, output = done
+    page = (output / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"""(src|href)=["'](?!data:)""", page)
+    for row in _results(output):
+        assert f"<td>{row['method']}</td><td>{100 * row['accuracy']:.1f} %</td>" in page
+    for row in json.loads((output / "tflite/tflite.json").read_text())["rows"]:
+        assert f"<td>{row['bytes'] / 1000:.0f}</td>" in page
+    assert "refilled_int8.tflite" in page
+    assert "Recipe.epochs = 2" in page
+    assert page.count("trial_00") >= 2
+
+
+def test_killed_run_goes_on(done, given, tmp_path):
+    """Without the last stage, the exports and the report, as after a kill in that stage."""
+    run, output = done
+    copy = tmp_path / "copy"
+    shutil.copytree(output, copy)
+    for name in ("training/stages/refilled", "saved_model", "tflite"):
+        shutil.rmtree(copy / name)
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*.keras")}
+    again = _distill(*given, copy, "--tune=2")
+    assert again.returncode == 0, again.stderr
+    end = run.stdout.splitlines()[-1].replace(str(output), str(copy))
+    assert again.stdout.splitlines()[-1] == end
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert (copy / "tflite/refilled_int8.tflite").exists()
+
+
+def _gin_text(given, **options):
+    images, teacher = given
+    what = {"width": 0.25, "image_size": 8, "training_images": 120, "quick": False, "params": ()}
+    task = distill_config.task_of(str(images), None)
+    return distill_config.gin_text((), task, teachers.parse(str(teacher)), **what | options)
+
+
+def test_folder_that_is_split_keeps_its_split(given, tmp_path):
+    images, teacher = given
+    for part in ("train", "test"):
+        shutil.copytree(images, tmp_path / part)
+    assert "Data.train_fraction = 0.8" in _gin_text(given)
+    assert "Data.train_fraction = None" in _gin_text((tmp_path, teacher))
+
+
+def test_lengths_fit_the_number_of_images():
+    """In the end no more than 8,000 questions to the teacher, and a look takes a fifth."""
+    few, many, quick = (
+        distill_config.schedule(*what) for what in ((300, False), (4_000, False), (300, True))
+    )
+    assert few == {"Recipe.epochs": 100, "Recipe.batch_size": 32, "teacher_cache.views": 8}
+    assert many == {"Recipe.epochs": 25, "Recipe.batch_size": 32, "teacher_cache.views": 2}
+    assert quick["Recipe.epochs"] == 20
+    # All of ten images but the two that tuning holds out.
+    assert distill_config.schedule(10, False)["Recipe.batch_size"] == 8
+
+
+def test_tfds_dataset_is_found_by_its_name():
+    folder = os.environ.get("TFDS_DATA_DIR")
+    if not folder or not (Path(folder) / "cifar100").is_dir():
+        pytest.skip("TFDS_DATA_DIR does not have cifar100")
+    source = distill_config.task_of("cifar100", None).data.source
+    assert (source.key, source.splits) == ("id", ("train", "test"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"width": 0}, r"--width=0 must be positive"),
+        ({"image_size": 0}, r"--image_size=0 must be positive"),
+    ],
+)
+def test_bad_size(given, options, message):
+    with pytest.raises(InputError, match=message):
+        _gin_text(given, **options)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ("/nowhere/at/all", "--images=/nowhere/at/all is neither a folder nor the name"),
+        ("no_such_birds", "--images=no_such_birds is no folder, and .* is not a dataset"),
+    ],
+)
+def test_bad_images(images, message):
+    with pytest.raises(InputError, match=message):
+        distill_config.task_of(images, None)
+
+
+def test_setting_that_is_unknown_or_of_no_effect_leaves_no_file(given, tmp_path):
+    path = tmp_path / "distill.gin"
+    for param in ("Recipe.length = 3", "tuple/Recipe.epochs = 3"):
+        with pytest.raises(InputError, match=r"length|has no effect"):
+            distill.write_gin_file(path, _gin_text(given, params=[param]), [param])
+    assert not list(tmp_path.iterdir())
+
+
+def test_first_look_names_all_that_is_odd(given, tmp_path, capsys):
+    images, _ = given
+    shutil.copytree(images, tmp_path / "photos")
+    (tmp_path / "photos/5/empty.png").touch()
+    shutil.copy(next((images / "6").iterdir()), tmp_path / "photos/7/six.png")
+    task = distill_config.task_of(str(tmp_path / "photos"), None)
+    with pytest.raises(InputError, match="same file in two classes, '6' and '7'"):
+        distill.survey(task, None)
+    shown = capsys.readouterr().out
+    assert "corrupt: 5/empty.png" in shown
+    assert "7/six.png" in shown
+
+
+def test_other_options_do_not_overwrite(done, given):
+    _, output = done
+    before = (output / "distill.gin").read_text()
+    run = _distill(*given, output, "--tune=2", "--gin_param=Stage.seed = 1")
+    assert run.returncode == 1
+    assert "take another --output" in run.stderr
+    assert (output / "distill.gin").read_text() == before
