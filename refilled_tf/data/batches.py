@@ -23,13 +23,19 @@ class Views(NamedTuple):
     """Fixed augmentations of every training image, and what is known of each.
 
     Attributes:
-        numbers: [N, K, 3] float32 in [0, 1), what `augmentation` makes K views of an image by.
+        numbers: [N, K, 3] float32 in [0, 1), what `augmentation` makes K views of an image by; None
+            where the only view is the centre crop, as it is scored.
         outputs: by name [N, K, …] float16 or float32, maybe memory maps: what a teacher makes of
             the views.
     """
 
-    numbers: np.ndarray
+    numbers: np.ndarray | None
     outputs: dict[str, np.ndarray]
+
+    @property
+    def count(self) -> int:
+        """K."""
+        return next(iter(self.outputs.values())).shape[1]
 
     def read(self, rows: tf.Tensor, views: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns the outputs [b, …] float32 of views [b] int32 of images, rows [b] int32."""
@@ -142,18 +148,6 @@ def augmentation(data: Data) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
     return augment
 
 
-def centre_numbers(data: Data) -> np.ndarray:
-    """Returns the `random_numbers` by which `augmentation` leaves the centre crop as it is."""
-    loaded = data.load_size + 2 * data.pad
-    corner = data.pad + (data.load_size - data.crop_size) // 2
-    if data.min_crop is None:
-        return np.array([(corner + 0.5) / (loaded - data.crop_size + 1)] * 2 + [0.0], np.float32)
-    # Of the steps between pixels, which are what is resized; the whole image has no room to move.
-    side, room = (data.crop_size - 1) / (loaded - 1), loaded - data.crop_size
-    size = (side - data.min_crop) / (1 - data.min_crop) if data.min_crop < 1 else 0.0
-    return np.array([corner / room if room else 0.0] * 2 + [0.0, size], np.float32)
-
-
 def training_batches(
     examples: Examples,
     data: Data,
@@ -197,16 +191,20 @@ def training_batches(
 
     def batch(rows, step, start):
         draw = functools.partial(tf.random.stateless_uniform, seed=tf.stack([seed, step]))
+        loaded, taught = tf.gather(images, rows), ()
         if views is None:
             count = random_numbers(data)
             numbers = tf.slice(draw((batch_size, count)), (start, 0), (per_replica, count))
-            taught = ()
         else:
-            chosen = draw((batch_size,), maxval=views.numbers.shape[1], dtype=tf.int32)
+            chosen = draw((batch_size,), maxval=views.count, dtype=tf.int32)
             chosen = tf.slice(chosen, (start,), (per_replica,))
-            numbers = tf.gather_nd(views.numbers, tf.stack([rows, chosen], axis=1))
             taught = (views.read(rows, chosen),)
-        crops = augment(tf.gather(images, rows), numbers)
+            if views.numbers is not None:
+                numbers = tf.gather_nd(views.numbers, tf.stack([rows, chosen], axis=1))
+        if views is not None and views.numbers is None:
+            crops = tf.cast(center_crop(loaded, data.crop_size), tf.float32)
+        else:
+            crops = augment(loaded, numbers)
         return resized(crops, size or data.image_size), tf.gather(labels, rows), *taught
 
     elements = (

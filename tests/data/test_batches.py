@@ -9,8 +9,6 @@ import tensorflow as tf
 from refilled_tf.data.batches import (
     Views,
     augmentation,
-    center_crop,
-    centre_numbers,
     epoch_order,
     scoring_batches,
     training_batches,
@@ -168,16 +166,6 @@ def test_crops_of_varied_size_are_resized_windows():
     for crop, (top, left, side) in zip(made.numpy(), windows, strict=True):
         expected = 150 * (top + side * down) + 30 * (left + side * right) + 1
         np.testing.assert_allclose(crop[..., 1], expected, atol=1e-3)
-
-
-@pytest.mark.parametrize("min_crop", [None, 0.25])
-@pytest.mark.parametrize(("load_size", "pad"), [(8, 0), (8, 2), (12, 0)])
-def test_centre_numbers_make_the_centre_crop(load_size, pad, min_crop):
-    data = _data(load_size=load_size, pad=pad, min_crop=min_crop)
-    images = _examples(3, load_size).images
-    numbers = np.tile(centre_numbers(data), (3, 1))
-    made = augmentation(data)(tf.constant(images), tf.constant(numbers))
-    np.testing.assert_allclose(made, center_crop(images, 8), atol=1e-2)
 
 
 def test_crops_of_varied_size_differ_from_step_to_step():
