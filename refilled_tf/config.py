@@ -9,6 +9,7 @@ from pathlib import Path
 import gin
 
 from refilled_tf import experiment as experiments
+from refilled_tf import tables
 
 # Importing a module registers what gin files may name.
 from refilled_tf.data import image_folder, sources, splits, task  # noqa: F401
@@ -77,10 +78,36 @@ def load_experiment(
             Path(path).is_file() or (GIN_FOLDER / path).is_file(),
             f"--gin_file={path} does not exist; the project's own are in {GIN_FOLDER}",
         )
+    built = _build(experiments.Experiment, files, params)
+    for param in params:
+        name = param.split("=", 1)[0].strip()
+        require(
+            _takes_effect(name),
+            f"--gin_param={param!r} has no effect: no part of this experiment takes {name!r}, or "
+            "settings of narrower scopes override it",
+        )
+    return built
+
+
+def load_table(file: Path) -> tables.Table:
+    """Parses a gin file of a table of results.
+
+    Raises:
+        InputError: a name is unknown or a value refused.
+    """
+    return _build(tables.Table, [file], [])
+
+
+def _build(kind: type, files: Sequence[str | Path], params: Sequence[str]):
+    """Parses and builds the configurable that a file is about.
+
+    Raises:
+        InputError: with what gin makes of it.
+    """
     gin.clear_config()
     try:
         gin.parse_config_files_and_bindings([str(path) for path in files], list(params))
-        built = gin.get_configurable(experiments.Experiment)()
+        return gin.get_configurable(kind)()
     except (ValueError, TypeError, SyntaxError, OSError, RuntimeError, InputError) as error:
         # gin appends where the error happened on further lines; the first one says what.
         first, *places = str(error).strip().splitlines()
@@ -91,14 +118,6 @@ def load_experiment(
         if isinstance(error, SyntaxError):
             where = (error.text or "").strip() or ", ".join(params)
         raise InputError(f"gin: {first}" + (f" ({where})" if where else "")) from error
-    for param in params:
-        name = param.split("=", 1)[0].strip()
-        require(
-            _takes_effect(name),
-            f"--gin_param={param!r} has no effect: no part of this experiment takes {name!r}, or "
-            "settings of narrower scopes override it",
-        )
-    return built
 
 
 def _takes_effect(name: str) -> bool:

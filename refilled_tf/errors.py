@@ -1,4 +1,4 @@
-"""The one exception for whatever a person can put right."""
+"""What ends a command without a traceback."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ class InputError(Exception):
     The message is a single line that names the culprit and what would be accepted. Entry points
     print it without a traceback and exit with a non-zero status.
     """
+
+
+class OutOfTimeError(Exception):
+    """The time that a command was given is over; what is finished so far is on disk."""
 
 
 def require(condition: bool, message: str) -> None:

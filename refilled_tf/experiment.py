@@ -6,6 +6,7 @@ number of rows that build on it. results.json is written anew after every row.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -65,7 +66,7 @@ class Experiment:
     def specs(self) -> Iterator[Row]:
         """Yields rows and all that they build on, parents first, repeated where shared."""
         for row in self.rows:
-            yield from _with_parents(row)
+            yield from with_parents(row)
 
     def stages(self) -> list[Stage]:
         """Returns the stages in an order of training, each once."""
@@ -73,9 +74,10 @@ class Experiment:
         return list(unique.values())
 
 
-def _with_parents(row: Row) -> Iterator[Row]:
+def with_parents(row: Row) -> Iterator[Row]:
+    """Yields all that a row builds on, parents first, and the row itself."""
     for parent in row.parents:
-        yield from _with_parents(parent)
+        yield from with_parents(parent)
     yield row
 
 
@@ -106,6 +108,8 @@ def check(experiment: Experiment, where: Run) -> None:
     for row in experiment.rows:
         if isinstance(row, Trials):
             row.check(where)
+        elif isinstance(row, Probe):
+            stages.check_folder(row, where)
 
 
 def run(
@@ -120,7 +124,7 @@ def run(
         command: that runs it.
 
     Returns:
-        What results.json holds: what it opens with, and {"rows": [`_row`, …]}.
+        What results.json holds: what it opens with, and {"rows": [`row_of`, …]}.
 
     Raises:
         InputError: as `training.train` says; rows finished so far stay in results.json.
@@ -135,26 +139,45 @@ def run(
         "rows": [],
     }
     for row in experiment.rows:
-        for spec in _with_parents(row):
-            if isinstance(spec, Stage) and spec.name not in finished:
-                finished[spec.name] = training.train(spec, where)
-        if not isinstance(row, Stage):
-            finished[row.name] = row.score(where)
-        results["rows"].append(_row(row, finished, command))
+        for spec in with_parents(row):
+            if spec.name not in finished:
+                finished[spec.name] = finish(spec, where)
+        results["rows"].append(row_of(row, finished, command))
         if where.is_chief:
             storage.write_json(where.work_dir / "results.json", results)
     return results
 
 
-def _row(row: Row, finished: dict[str, dict[str, Any]], command: str) -> dict[str, Any]:
-    """Returns a row of results.json; the schema is documented in the README."""
+def finish(spec: Row, where: Run) -> dict[str, Any]:
+    """Trains a stage, or scores a row, whose parents are finished; or finds it finished.
+
+    Waits while another process is at it.
+
+    Returns:
+        What its result.json holds.
+
+    Raises:
+        InputError: see `training.train`.
+    """
+    with where.lock(spec) if where.is_chief else contextlib.nullcontext():
+        return training.train(spec, where) if isinstance(spec, Stage) else spec.score(where)
+
+
+def row_of(row: Row, finished: dict[str, dict[str, Any]], command: str) -> dict[str, Any]:
+    """Returns a row of results.json; the schema is documented in the README.
+
+    Args:
+        row: of the experiment.
+        finished: what result.json holds of the row and of all it builds on, by name.
+        command: that produced it.
+    """
     result = finished[row.name]
     start = getattr(row, "start", None)
     embedding = result.get("embedding")
     if embedding is None and start is not None:
         embedding = finished[start.name].get("embedding")
     network = row.network
-    chain = {spec.name for spec in _with_parents(row)}
+    chain = {spec.name for spec in with_parents(row)}
     return {
         "method": row.method,
         "stage": row.name,

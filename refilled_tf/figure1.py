@@ -194,26 +194,53 @@ def main(argv: list[str]) -> None:
         taught.objective.classifies, f"--work_dir={FLAGS.work_dir}: the teacher is no classifier"
     )
     stage.check_folder(taught, where)
+    folder = Path(FLAGS.output_dir)
+    print(reproduce(taught, where, folder, FLAGS.seeds, FLAGS.sizes, FLAGS.batch_size))
+    print(f"Picture {folder / 'figure1.png'}, numbers {folder / 'figure1.csv'}")
+
+
+def reproduce(
+    taught: stage.Stage,
+    where: stage.Run,
+    folder: Path,
+    seeds: int = 10,
+    sizes: int = 10,
+    batch_size: int = 128,
+) -> str:
+    """Measures and draws.
+
+    Args:
+        taught: the teacher, a finished classifier.
+        where: its folder.
+        folder: where figure1.png and figure1.csv go.
+        seeds: random tasks of each size.
+        sizes: of tasks, evenly spaced up to all of the teacher's classes.
+        batch_size: images of a task.
+
+    Returns:
+        What the figure says, in words.
+
+    Raises:
+        InputError: the smallest tasks have too few images.
+    """
     teacher = stage.load_network(taught, where)
     data = task.load(taught.task, where.data_dir)
-    smallest = round(len(data.class_names) / FLAGS.sizes)
+    smallest = round(len(data.class_names) / sizes)
     require(
-        smallest >= 2 and FLAGS.batch_size <= smallest * np.bincount(data.train.labels).min(),
-        f"--sizes={FLAGS.sizes} begins with tasks of {smallest} of {len(data.class_names)} "
-        f"classes: too few for --batch_size={FLAGS.batch_size} images",
+        smallest >= 2 and batch_size <= smallest * np.bincount(data.train.labels).min(),
+        f"--sizes={sizes} begins with tasks of {smallest} of {len(data.class_names)} "
+        f"classes: too few for --batch_size={batch_size} images",
     )
     size = taught.task.data.crop_size
     measurements = []
-    for num_classes, seed in tqdm(list(_tasks(len(data.class_names), FLAGS.sizes, FLAGS.seeds))):
+    for num_classes, seed in tqdm(list(_tasks(len(data.class_names), sizes, seeds))):
         tf.keras.utils.set_random_seed(seed)
         student = networks.embedding_network(taught.backbone, size)
         measurements.append(
-            measure(teacher, student, data.train, size, num_classes, seed, FLAGS.batch_size)
+            measure(teacher, student, data.train, size, num_classes, seed, batch_size)
         )
-    folder = Path(FLAGS.output_dir)
     save(measurements, folder)
-    print(verdict(measurements))
-    print(f"Picture {folder / 'figure1.png'}, numbers {folder / 'figure1.csv'}")
+    return verdict(measurements)
 
 
 # Here, so that the module can be imported beside others with flags of these names.

@@ -8,10 +8,11 @@ from typing import Any
 
 import gin
 
+from refilled_tf import storage
 from refilled_tf.data.task import Task, load
 from refilled_tf.errors import require
 from refilled_tf.evaluation import embedding
-from refilled_tf.stage import Run, Stage, outputs
+from refilled_tf.stage import Run, Stage, outputs, settings_of
 
 CLASSIFIERS = {
     "1nn": embedding.nearest_neighbor_accuracy,
@@ -56,18 +57,33 @@ class Probe:
         """The stage whose network is scored."""
         return self.teacher
 
+    def settings(self) -> dict[str, Any]:
+        """Returns every setting that shapes the result; see `stage.settings_of`."""
+        return settings_of(self, self.parents)
+
     def score(self, run: Run) -> dict[str, Any]:
-        """Returns "scored_on", "images", "accuracy", the "embedding" quality and "seconds"."""
+        """Scores the classifier, or finds it scored.
+
+        Returns:
+            "scored_on", "images", "accuracy", the "embedding" quality and "seconds".
+        """
+        folder = run.folder(self)
+        if run.is_finished(self):
+            return storage.read_json(folder / "result.json")
         started = time.monotonic()
         data = load(self.task, run.data_dir)
         train, test = (
             outputs(self.teacher, run, self.task, part)["embedding"] for part in ("train", "test")
         )
         sides = train, data.train.labels, test, data.test.labels
-        return {
+        result = {
             "scored_on": data.scored_on,
             "images": len(data.test.labels),
             "accuracy": CLASSIFIERS[self.classifier](*sides, self.seed),
             "embedding": embedding.embedding_quality(*sides, self.seed),
             "seconds": round(time.monotonic() - started, 1),
         }
+        if run.is_chief:
+            storage.write_json(folder / "stage.json", {"settings": self.settings()})
+            storage.write_json(folder / "result.json", result)
+        return result

@@ -91,7 +91,7 @@ def save_shots_picture(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def markdown(header: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
-    """Lays a table out; the first column to the left, the others to the right."""
+    """Lays a table out in Markdown; the first column to the left, the others to the right."""
     # The rule takes two characters, in a first column three.
     widths = [max(3, *(len(line[i]) for line in [header, *lines])) for i in range(len(header))]
     rule = tuple("-" * (w - 1) + ":" if i else "-" * w for i, w in enumerate(widths))

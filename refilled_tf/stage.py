@@ -4,6 +4,7 @@ FOLDER/stage.json     what made it: every setting that matters, and its parents'
 FOLDER/checkpoints/   the last finished epochs, while it trains
 FOLDER/cache/         of a teacher: its outputs for fixed views, see teacher_cache.py
 FOLDER/logs/          TensorBoard
+FOLDER/history.csv    the loss and its parts, epoch by epoch
 FOLDER/model.keras    the trained network; plain Keras
 FOLDER/head.keras     what an objective for few-shot learning has trained on top of the embedding
 FOLDER/result.json    scores and cost; written last, so it marks the stage as finished
@@ -20,6 +21,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
+import filelock
 import gin
 import numpy as np
 import tensorflow as tf
@@ -185,6 +187,7 @@ def _digest(settings: dict[str, Any]) -> str:
 # file lies whose content is a setting.
 _NO_SETTINGS = (
     "Stage.method",
+    "Probe.method",
     "Data.on_corrupt",
     "KerasFile.file",
     "Application.weights",
@@ -196,6 +199,7 @@ _NO_SETTINGS = (
 # still known to be made with the same settings.
 _LISTED_IF_SET = (
     "Data.view_size",
+    "Data.min_crop",
     "TeacherCache.augmented",
     "RelationshipMatching.teacher_weights",
     "LocalDistillation.teacher_weights",
@@ -245,11 +249,16 @@ class Run:
         work_dir: the folder that holds the stages' folders; shared by all workers.
         data_dir: of prepared TFDS datasets; None for TFDS's default.
         strategy: how a step is distributed.
+        pooled: whether folders carry the digest of their stage, so that many experiments can share
+            the work_dir, and the stages that are equal.
+        deadline: when to stop after the epoch under way, on the clock of `time.monotonic`.
     """
 
     work_dir: Path
     data_dir: str | None
     strategy: tf.distribute.Strategy
+    pooled: bool = False
+    deadline: float | None = None
 
     @property
     def is_chief(self) -> bool:
@@ -259,7 +268,17 @@ class Run:
 
     def folder(self, spec: Named) -> Path:
         """Returns the folder of a stage, or of a row with results of its own."""
-        return self.work_dir / "stages" / spec.name
+        name = f"{spec.name}-{_digest(spec.settings())}" if self.pooled else spec.name
+        return self.work_dir / "stages" / name
+
+    def lock(self, spec: Named) -> filelock.BaseFileLock:
+        """Returns what to hold while working in a folder; it goes with the process that holds it.
+
+        The same object for the same folder, so that who holds it may take it once more.
+        """
+        folder = self.folder(spec)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return filelock.FileLock(folder.with_name(f".{folder.name}.lock"), is_singleton=True)
 
     def cache_folder(self, stage: Stage, teacher: Stage | None = None) -> Path:
         """Returns where a teacher's outputs for the stage's views are, or will be."""

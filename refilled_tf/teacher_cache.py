@@ -64,7 +64,7 @@ def views(stage: Stage, run: Run, examples: Examples) -> batches.Views | None:
             run.wait_for_all()
             known = load(folder, network, cache, examples, data).outputs
         outputs |= {networks.numbered(name, number): x for name, x in known.items()}
-    return batches.Views(_numbers(cache, examples, data), outputs)
+    return batches.Views(_numbers(cache, examples, data) if cache.augmented else None, outputs)
 
 
 def build(
@@ -124,7 +124,7 @@ def load(
     """
     _check(folder, _key(teacher, cache, examples, data))
     outputs = {name: _open(_path(folder, name)) for name in teacher.output}
-    return batches.Views(_numbers(cache, examples, data), outputs)
+    return batches.Views(_numbers(cache, examples, data) if cache.augmented else None, outputs)
 
 
 def _fill(
@@ -138,7 +138,11 @@ def _fill(
 
     @tf.function
     def ask(images, numbers):
-        pixels = augment(tf.repeat(images, cache.views, axis=0), tf.reshape(numbers, (-1, 3)))
+        flat = tf.reshape(numbers, (-1, numbers.shape[-1]))
+        if cache.augmented:
+            pixels = augment(tf.repeat(images, cache.views, axis=0), flat)
+        else:
+            pixels = tf.cast(batches.center_crop(images, data.crop_size), tf.float32)
         outputs = teacher(networks.resized(pixels, teacher.input_shape[1]), training=False)
         return {name: tf.cast(x, tf.float16) for name, x in outputs.items()}
 
@@ -162,19 +166,20 @@ def _fill(
 
 
 def _numbers(cache: TeacherCache, examples: Examples, data: Data) -> np.ndarray:
-    """Draws the random numbers of all views: [N, K, 3] float32 in [0, 1)."""
-    if not cache.augmented:
-        return np.tile(batches.centre_numbers(data), (len(examples.images), 1, 1))
+    """Draws the random numbers of all views: [N, K, `random_numbers`] float32 in [0, 1)."""
     random = np.random.default_rng(cache.seed)
-    return random.random((len(examples.images), cache.views, 3), dtype=np.float32)
+    shape = len(examples.images), cache.views, batches.random_numbers(data)
+    return random.random(shape, dtype=np.float32)
 
 
 def _key(
     teacher: tf.keras.Model, cache: TeacherCache, examples: Examples, data: Data
 ) -> dict[str, Any]:
     """Returns all that an output depends on, beside its name."""
-    view = {} if cache.augmented else {"teacher_cache.augmented": False}
-    return view | {
+    varied = {} if data.min_crop is None else {"Data.min_crop": data.min_crop}
+    if not cache.augmented:
+        varied["teacher_cache.augmented"] = False
+    return varied | {
         "teacher's weights": _digest(
             # By name, since their order may depend on which hidden layers are outputs.
             weight.numpy()

@@ -17,7 +17,7 @@ from tqdm.keras import TqdmCallback
 from refilled_tf import storage, teacher_cache
 from refilled_tf.data import batches
 from refilled_tf.data.task import Examples, TaskData, load
-from refilled_tf.errors import InputError, require
+from refilled_tf.errors import InputError, OutOfTimeError, require
 from refilled_tf.evaluation.embedding import embedding_quality
 from refilled_tf.few_shot.base import Networks
 from refilled_tf.learners.base import Learner
@@ -227,7 +227,8 @@ def _callbacks(stage: Stage, run: Run, progress: _Progress) -> list:
     board = tf.keras.callbacks.TensorBoard(
         run.folder(stage) / "logs", write_graph=False, profile_batch=0
     )
-    return [progress, bar, board]
+    history = tf.keras.callbacks.CSVLogger(run.folder(stage) / "history.csv", append=True)
+    return [history, progress, bar, board]
 
 
 class _Progress(tf.keras.callbacks.Callback):
@@ -299,6 +300,9 @@ class _Progress(tf.keras.callbacks.Callback):
         self._epochs.assign(epoch + 1)
         self.last_logs = {name: float(value) for name, value in logs.items()}
         self._manager.save(checkpoint_number=epoch + 1)
+        deadline = self._run.deadline
+        if deadline is not None and now > deadline and epoch + 1 < self._stage.recipe.total_epochs:
+            raise OutOfTimeError
 
     @property
     def best_selection(self) -> dict[str, float]:

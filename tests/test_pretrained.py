@@ -214,15 +214,18 @@ def test_embedding_file_trains_as_the_live_teacher(network, file, tmp_path):
         np.testing.assert_allclose(one, other, atol=1e-4)
 
 
-def test_the_one_view_is_the_centre():
+@pytest.mark.parametrize("change", [{}, {"pad": 3}, {"min_crop": 0.5}], ids=str)
+def test_the_one_view_is_the_centre(change):
     """What training sees of an embedding file's images is what scoring sees."""
-    for data in (STILL, dataclasses.replace(STILL, pad=3, load_size=15)):
-        examples = training.load(Task(data, "student"), None).train
-        crops = batches.augmentation(data)(
-            tf.constant(examples.images[:9]), tf.constant([batches.centre_numbers(data)] * 9)
-        )
-        (expected,) = batches.scoring_batches(Examples(*(x[:9] for x in examples)), SIZE)
-        np.testing.assert_array_equal(crops, expected)
+    data = dataclasses.replace(STILL, **change)
+    examples = training.load(Task(data, "student"), None).train
+    order = np.arange(9, dtype=np.int32)[np.newaxis]
+    known = {"embedding": np.zeros((len(examples.labels), 1, 2), np.float32)}
+    views = batches.Views(None, known)
+    dataset = batches.training_batches(examples, data, order, 0, views=views, size=SIZE)
+    ((images, *_),) = dataset
+    (expected,) = batches.scoring_batches(Examples(*(x[:9] for x in examples)), SIZE)
+    np.testing.assert_array_equal(images, expected)
 
 
 def test_archive_that_misses_images_is_refused_before_training(tmp_path):
@@ -344,3 +347,19 @@ def test_overlay_on_an_ordinary_experiment(file, tmp_path):
     assert all(row["accuracy"] > 0.2 for row in rows.values())
     (tmp_path / "work" / config.OPERATIVE).write_text(config.operative_config())
     assert config.load_work_dir(tmp_path / "work") == spec
+
+
+def test_several_teachers_as_the_docs_write_them(network, file, tmp_path):
+    text = (tiny.ROOT / "docs" / "teachers.md").read_text(encoding="utf-8")
+    (block,) = [part for part in text.split("```") if "second/Stage.name" in part]
+    network.save(tmp_path / "other.keras")
+    (tmp_path / "tiny.gin").write_text(
+        f"{tiny.GIN}\ninclude 'models/pretrained_teacher.gin'\nKerasFile.file = '{file}'\n"
+        + block.replace("SECOND.keras", str(tmp_path / "other.keras"))
+    )
+    spec = config.load_experiment([tmp_path / "tiny.gin"])
+    stages = {each.name: each for each in spec.stages()}
+    assert list(stages) == ["student", "teacher", "second", "triplet", "refilled"]
+    assert [each.name for each in stages["refilled"].teachers] == ["teacher", "second"]
+    assert stages["second"].backbone.file == str(tmp_path / "other.keras")
+    assert stages["refilled"].objective.teacher_weights == (3.0, 1.0)

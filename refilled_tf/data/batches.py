@@ -23,13 +23,19 @@ class Views(NamedTuple):
     """Fixed augmentations of every training image, and what is known of each.
 
     Attributes:
-        numbers: [N, K, 3] float32 in [0, 1), what `augmentation` makes K views of an image by.
+        numbers: [N, K, 3] float32 in [0, 1), what `augmentation` makes K views of an image by; None
+            where the only view is the centre crop, as it is scored.
         outputs: by name [N, K, …] float16 or float32, maybe memory maps: what a teacher makes of
             the views.
     """
 
-    numbers: np.ndarray
+    numbers: np.ndarray | None
     outputs: dict[str, np.ndarray]
+
+    @property
+    def count(self) -> int:
+        """K."""
+        return next(iter(self.outputs.values())).shape[1]
 
     def read(self, rows: tf.Tensor, views: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns the outputs [b, …] float32 of views [b] int32 of images, rows [b] int32."""
@@ -96,6 +102,11 @@ def epoch_order(
     return order
 
 
+def random_numbers(data: Data) -> int:
+    """Returns how many random numbers make a view of an image."""
+    return 3 if data.min_crop is None else 4
+
+
 def augmentation(data: Data) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
     """Makes the augmentation: padding, a crop, a flip.
 
@@ -107,8 +118,9 @@ def augmentation(data: Data) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
         data: crop size and augmentation.
 
     Returns:
-        A function of images [b, load_size, load_size, 3] and numbers [b, 3] float32 in [0, 1),
-        for top, left and flip, that returns [b, crop_size, crop_size, 3] float32.
+        A function of images [b, load_size, load_size, 3] and numbers [b, `random_numbers`]
+        float32 in [0, 1), for top, left, flip and, perhaps, size, that returns
+        [b, crop_size, crop_size, 3] float32.
     """
     # The layer asks for TensorFlow's global generator, which must have a seed when ops are
     # deterministic; nothing is drawn from it.
@@ -118,23 +130,22 @@ def augmentation(data: Data) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
     def augment(images, numbers):
         batch = tf.cast(images, tf.float32)
         batch = tf.pad(batch, ((0, 0), (data.pad,) * 2, (data.pad,) * 2, (0, 0)))
-        corners = tf.cast(numbers[:, :2] * (batch.shape[1] - size + 1), tf.int32)
-        side = tf.range(size)
-        batch = tf.gather(batch, corners[:, :1] + side, axis=1, batch_dims=1)
-        batch = tf.gather(batch, corners[:, 1:] + side, axis=2, batch_dims=1)
+        if data.min_crop is None:
+            corners = tf.cast(numbers[:, :2] * (batch.shape[1] - size + 1), tf.int32)
+            side = tf.range(size)
+            batch = tf.gather(batch, corners[:, :1] + side, axis=1, batch_dims=1)
+            batch = tf.gather(batch, corners[:, 1:] + side, axis=2, batch_dims=1)
+        else:
+            side = data.min_crop + (1 - data.min_crop) * numbers[:, 3:]
+            corners = numbers[:, :2] * (1 - side)
+            boxes = tf.concat([corners, corners + side], axis=1)
+            batch = tf.image.crop_and_resize(batch, boxes, tf.range(len(boxes)), (size, size))
         if data.flip:
-            sides = {"flip_horizontals": numbers[:, 2:], "flip_verticals": numbers[:, 2:] * 0}
+            sides = {"flip_horizontals": numbers[:, 2:3], "flip_verticals": numbers[:, 2:3] * 0}
             batch = flip.augment_images(batch, sides)
         return tf.ensure_shape(batch, (images.shape[0], size, size, 3))
 
     return augment
-
-
-def centre_numbers(data: Data) -> np.ndarray:
-    """Returns the numbers [3] float32 by which `augmentation` leaves the centre crop as it is."""
-    places = data.load_size + 2 * data.pad - data.crop_size + 1
-    corner = data.pad + (data.load_size - data.crop_size) // 2
-    return np.array([(corner + 0.5) / places] * 2 + [0.0], np.float32)
 
 
 def training_batches(
@@ -180,14 +191,20 @@ def training_batches(
 
     def batch(rows, step, start):
         draw = functools.partial(tf.random.stateless_uniform, seed=tf.stack([seed, step]))
+        loaded, taught = tf.gather(images, rows), ()
         if views is None:
-            numbers, taught = tf.slice(draw((batch_size, 3)), (start, 0), (per_replica, 3)), ()
+            count = random_numbers(data)
+            numbers = tf.slice(draw((batch_size, count)), (start, 0), (per_replica, count))
         else:
-            chosen = draw((batch_size,), maxval=views.numbers.shape[1], dtype=tf.int32)
+            chosen = draw((batch_size,), maxval=views.count, dtype=tf.int32)
             chosen = tf.slice(chosen, (start,), (per_replica,))
-            numbers = tf.gather_nd(views.numbers, tf.stack([rows, chosen], axis=1))
             taught = (views.read(rows, chosen),)
-        crops = augment(tf.gather(images, rows), numbers)
+            if views.numbers is not None:
+                numbers = tf.gather_nd(views.numbers, tf.stack([rows, chosen], axis=1))
+        if views is not None and views.numbers is None:
+            crops = tf.cast(center_crop(loaded, data.crop_size), tf.float32)
+        else:
+            crops = augment(loaded, numbers)
         return resized(crops, size or data.image_size), tf.gather(labels, rows), *taught
 
     elements = (

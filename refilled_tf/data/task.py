@@ -54,6 +54,9 @@ class Data:
             them, scoring the centre.
         view_size: side of these crops, where a teacher is to see them in a higher resolution than
             the student, for whom they are resized to image_size; None for image_size.
+        min_crop: where training crops are to vary in size: their smallest side, as a share of the
+            padded image's; sides are drawn evenly from there to the whole, and crops resized.
+            None cuts them out at their final size.
         pad: black pixels added on every edge before the random crop.
         flip: whether training images are mirrored at random.
         on_corrupt: what to do with an undecodable image: "error" stops, "skip" leaves it out.
@@ -67,6 +70,7 @@ class Data:
     image_size: int = 224
     load_size: int = 256
     view_size: int | None = None
+    min_crop: float | None = None
     pad: int = 0
     flip: bool = True
     on_corrupt: str = "error"
@@ -81,6 +85,10 @@ class Data:
             self.load_size >= self.crop_size >= self.image_size,
             f"Data.view_size={self.view_size} must lie between Data.image_size={self.image_size} "
             f"and Data.load_size={self.load_size}, or be None",
+        )
+        require(
+            self.min_crop is None or 0 < self.min_crop <= 1,
+            f"Data.min_crop={self.min_crop} must lie in (0, 1], or be None for crops of one size",
         )
         require(
             self.train_fraction is None or 0 < self.train_fraction < 1,

@@ -13,6 +13,7 @@ from sklearn.model_selection import StratifiedKFold, train_test_split
 from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, normalize
+from tqdm import tqdm
 
 RECALL_AT = (1, 2, 4, 8)
 LOGISTIC_REGRESSION_C = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -112,7 +113,8 @@ def cross_validated(
     """
     found = []
     splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
-    for fit, held in splitter.split(embeddings, labels):
+    splits = splitter.split(embeddings, labels)
+    for fit, held in tqdm(splits, "cross-validation", folds, leave=False):
         sides = embeddings[fit], labels[fit], embeddings[held], labels[held]
         found.append(
             {

@@ -8,6 +8,7 @@ what turns the one into the other.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import os
 import sys
@@ -178,8 +179,16 @@ def content_hash(option: str, path: str) -> str:
     """
     root = Path(path).expanduser()
     require(root.exists(), f"{option} does not exist")
+    files = sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]
+    stats = [file.stat() for file in files]
+    return _hash(root, tuple(files), tuple((s.st_size, s.st_mtime_ns) for s in stats))
+
+
+# Gin makes an object anew wherever it is referred to; files are read when they have changed.
+@functools.lru_cache(maxsize=64)
+def _hash(root: Path, files: tuple[Path, ...], stats: tuple[tuple[int, int], ...]) -> str:
     digest = hashlib.sha256()
-    for file in sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]:
+    for file in files:
         digest.update(os.fsencode(file.relative_to(root)))
         with file.open("rb") as content:
             while block := content.read(1 << 20):

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from refilled_tf.data.batches import Views, epoch_order, scoring_batches, training_batches
+from refilled_tf.data.batches import (
+    Views,
+    augmentation,
+    epoch_order,
+    scoring_batches,
+    training_batches,
+)
 from refilled_tf.data.sources import Digits
 from refilled_tf.data.splits import AlphabeticalHalves
 from refilled_tf.data.task import Data, Examples
@@ -15,7 +21,7 @@ from refilled_tf.errors import InputError
 LABELS = np.repeat(np.arange(5), [20, 21, 22, 23, 24]).astype(np.int32)
 
 
-def _data(image_size=8, load_size=8, pad=0, flip=True):
+def _data(image_size=8, load_size=8, pad=0, flip=True, min_crop=None):
     return Data(
         Digits(),
         AlphabeticalHalves(),
@@ -23,6 +29,7 @@ def _data(image_size=8, load_size=8, pad=0, flip=True):
         load_size=load_size,
         pad=pad,
         flip=flip,
+        min_crop=min_crop,
     )
 
 
@@ -142,6 +149,30 @@ def test_every_image_is_a_window_of_its_padded_original(image_size, load_size, p
         assert not np.array_equal(tops, lefts)
     if flip:
         assert 40 < flips.sum() < 88  # 64 ± 4.2 standard deviations of 5.7
+
+
+def test_crops_of_varied_size_are_resized_windows():
+    # Brightness 10·row + 2·column + 1 is linear, and stays so under any bilinear resizing: a window
+    # from (t, l) of side s, in shares of the 15 steps between 16 pixels, must go in 7 even steps
+    # from 150·t + 30·l + 1 by 150·s downwards and by 30·s to the right.
+    rows, columns = np.mgrid[:16, :16]
+    image = np.repeat((10 * rows + 2 * columns + 1)[..., None], 3, axis=-1).astype(np.uint8)
+    data = _data(image_size=8, load_size=16, flip=False, min_crop=0.25)
+    numbers = np.array([[0, 0, 0, 0], [1, 0, 0, 0], [0.5, 0.25, 0, 0.5], [0.3, 0.9, 0, 1]], "f")
+    made = augmentation(data)(tf.constant(np.stack([image] * 4)), tf.constant(numbers))
+    # side .25 at the top left; the same at the bottom; .625 with the rest shared out; the whole
+    windows = [(0, 0, 0.25), (0.75, 0, 0.25), (0.1875, 0.09375, 0.625), (0, 0, 1)]
+    down, right = np.mgrid[:8, :8] / 7
+    for crop, (top, left, side) in zip(made.numpy(), windows, strict=True):
+        expected = 150 * (top + side * down) + 30 * (left + side * right) + 1
+        np.testing.assert_allclose(crop[..., 1], expected, atol=1e-3)
+
+
+def test_crops_of_varied_size_differ_from_step_to_step():
+    data = _data(image_size=8, load_size=16, min_crop=0.5)
+    images, _ = _collect(training_batches(_examples(4, 16), data, np.tile(np.arange(4), (3, 1)), 0))
+    assert images.shape == (3, 4, 8, 8, 3)
+    assert len(np.unique(images.reshape(12, -1), axis=0)) == 12
 
 
 def test_offsets_are_uniform():

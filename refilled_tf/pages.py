@@ -1,0 +1,105 @@
+"""Tables and pictures as HTML pages that need no network: pictures lie inside the page."""
+
+from __future__ import annotations
+
+import base64
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from refilled_tf import storage, tables
+from refilled_tf.errors import require
+from refilled_tf.tables import Grid
+
+CAPTIONS = {
+    "accuracy.png": "Test accuracy; bars are the deviation over seeds, or of few-shot tasks the "
+    "95 % interval.",
+    "curves.png": "Training of the first column's stages, seed 0.",
+    "embeddings.png": "t-SNE of test images of up to ten classes: the teacher's embedding, the "
+    "student's after stage 1 and at the end, first column, seed 0.",
+    "figure1.png": "What a teacher changes in the first gradient of the top layer, against the "
+    "number of classes; bands are the deviation over seeds.",
+}
+
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+)
+
+
+def inline(path: Path) -> str:
+    """Returns a PNG as a URI that holds it."""
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def render(template: str, **values: Any) -> str:
+    """Fills in a template of refilled_tf/templates/; text in values is escaped."""
+    return _TEMPLATES.get_template(template).render(inline=inline, **values)
+
+
+def write_table(
+    folder: Path, facts: dict[str, str], grid: Grid, settings: dict[str, str]
+) -> None:
+    """Writes a table's folder: table.md, table.html, and table.json for the report.
+
+    Args:
+        folder: of the table; its pictures are shown in the page.
+        facts: "title", "scale", "command" and "date".
+        grid: the results.
+        settings: for each experiment, by its gin file and parameters, all its settings.
+    """
+    note = (
+        "The small protocol for a CPU: the paper's numbers are of other data and longer training, "
+        "and stand here for orientation only.\n\n"
+        if facts["scale"] == "cpu" and any(cell.paper for cell in grid.cells.values())
+        else ""
+    )
+    missing = f"Not finished: {'; '.join(grid.missing)}.\n\n" if grid.missing else ""
+    markdown = (
+        f"# {facts['title']}\n\n```\n{facts['command']}\n```\n\n{facts['date']}; accuracy in "
+        f"percent, mean ± deviation over seeds. {note}\n\n{tables.as_markdown(grid)}\n\n{missing}"
+    )
+    storage.write_text(folder / "table.md", markdown.strip() + "\n")
+    lines = [
+        {
+            "method": method,
+            "cells": [
+                {"text": tables.text(cell), "paper": tables.beside(cell)}
+                for cell in (grid.cells.get((method, column)) for column in grid.columns)
+            ],
+        }
+        for method in grid.methods
+    ]
+    content = {"columns": grid.columns, "lines": lines, "missing": grid.missing, "note": note}
+    storage.write_json(folder / "table.json", facts | content | {"settings": settings})
+    storage.write_text(folder / "table.html", _page(facts["title"], [folder]))
+
+
+def write_report(work_dir: Path) -> Path:
+    """Writes report.html, with all tables and figures of a work_dir; returns its path.
+
+    Raises:
+        InputError: there are none.
+    """
+    folders = sorted({path.parent for path in work_dir.glob("*/*.png")})
+    folders = sorted({*folders, *(path.parent for path in work_dir.glob("*/table.json"))})
+    require(bool(folders), f"{work_dir} has no table and no figure yet")
+    page = work_dir / "report.html"
+    storage.write_text(page, _page("Cross-task distillation: results", folders))
+    return page
+
+
+def _page(title: str, folders: list[Path]) -> str:
+    sections = []
+    for folder in folders:
+        file = folder / "table.json"
+        content = storage.read_json(file) if file.exists() else {"title": folder.name.title()}
+        shown = [(path, CAPTIONS.get(path.name, "")) for path in sorted(folder.glob("*.png"))]
+        sections.append(content | {"name": folder.name, "pictures": shown})
+    versions = {name: metadata.version(name) for name in ("tensorflow", "keras-cv", "numpy")}
+    return render("results.html", title=title, sections=sections, versions=versions)

@@ -1,0 +1,143 @@
+"""What one would rather look at than read: accuracies, training curves, embeddings."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from sklearn.manifold import TSNE
+
+from refilled_tf import experiment, storage
+from refilled_tf.data import batches
+from refilled_tf.data.task import load
+from refilled_tf.models import networks
+from refilled_tf.stage import Run, Stage, load_network
+from refilled_tf.tables import Grid, Part, Table
+
+matplotlib.use("agg")
+
+import matplotlib.pyplot as plt
+
+MARKERS = "osD^vP*X<>hd"
+CLASSES = 10  # in a picture of embeddings: as many as there are colours to tell apart
+
+
+def save_all(
+    folder: Path, table: Table, grid: Grid, parts: Sequence[Part], where: Run
+) -> list[Path]:
+    """Draws what the finished stages allow: accuracy.png, curves.png, embeddings.png."""
+    save_accuracies(folder / "accuracy.png", table, grid)
+    stages = [s for s in parts[0].experiment.stages() if where.is_finished(s) and s.recipe]
+    if stages:
+        save_curves(folder / "curves.png", stages, where)
+    shown = embeddings_to_show(parts[0].experiment)
+    if shown and all(where.is_finished(stage) for stage in shown):
+        save_embeddings(folder / "embeddings.png", shown, where)
+    return sorted(folder.glob("*.png"))
+
+
+def save_accuracies(path: Path, table: Table, grid: Grid) -> None:
+    """Draws accuracy against the columns, one plot for each group of columns."""
+    groups: dict[str, list[str]] = {}
+    for column in grid.columns:
+        groups.setdefault(column.rpartition(", ")[0], []).append(column)
+    figure, axes = plt.subplots(
+        1, len(groups), figsize=(1 + 6 * len(groups), 5), sharey=True, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for plot, (group, columns) in zip(axes[0], groups.items(), strict=True):
+        for number, method in enumerate(grid.methods):
+            points = [
+                (place, cell.mean, cell.deviation or cell.interval or 0.0)
+                for place, column in enumerate(columns)
+                if (cell := grid.cells.get((method, column))) is not None and cell.values
+            ]
+            if points:
+                places, means, spreads = zip(*points, strict=True)
+                marker = MARKERS[number % len(MARKERS)]
+                plot.errorbar(places, means, spreads, marker=marker, capsize=3, label=method)
+        plot.set_xticks(range(len(columns)), [c.rpartition(", ")[2] for c in columns])
+        plot.set_xlabel(table.axis)
+        plot.set_title(group)
+        plot.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("accuracy, %")
+    axes[0, -1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    _save(figure, path)
+
+
+def read_history(path: Path) -> dict[str, np.ndarray]:
+    """Reads a stage's history.csv; an epoch that was trained again after a crash counts once."""
+    with path.open(encoding="utf-8", newline="") as file:
+        lines = {int(line["epoch"]): line for line in csv.DictReader(file)}
+    epochs = sorted(lines)
+    columns = {name: [float(lines[e][name]) for e in epochs] for name in lines[epochs[0]]}
+    return {name: np.array(values) for name, values in columns.items()}
+
+
+def save_curves(path: Path, stages: Sequence[Stage], where: Run) -> None:
+    """Draws the loss without weight penalty, and training accuracy, of finished stages."""
+    names = {"loss": "loss", "train_accuracy": "training accuracy"}
+    figure, axes = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
+    for stage in stages:
+        file = where.folder(stage) / "history.csv"
+        if file.exists():
+            history = read_history(file)
+            for plot, name in zip(axes, names, strict=True):
+                if name in history:
+                    plot.plot(history["epoch"] + 1, history[name], label=stage.method, lw=1)
+    for plot, (name, label) in zip(axes, names.items(), strict=True):
+        plot.set_xlabel("epoch")
+        plot.set_ylabel(label)
+        plot.grid(alpha=0.3)
+        if name == "loss":
+            plot.set_yscale("log")
+    axes[0].legend(fontsize=7)
+    _save(figure, path)
+
+
+def embeddings_to_show(spec: experiment.Experiment) -> list[Stage]:
+    """Returns a two-stage method's teacher, stage 1 and stage 2, the last such in the table."""
+    chains = [
+        [row.start.teacher, row.start, row]
+        for row in spec.rows
+        if isinstance(row, Stage) and row.teacher and row.start and row.start.teacher
+    ]
+    return chains[-1] if chains else []
+
+
+def save_embeddings(path: Path, stages: Sequence[Stage], where: Run) -> None:
+    """Draws t-SNE pictures of the same test images in the embeddings of several stages.
+
+    The images are those of the last stage's task, of its first `CLASSES` classes.
+    """
+    data = stages[-1].task
+    images = load(data, where.data_dir)
+    rows = np.flatnonzero(images.test.labels < CLASSES)
+    examples = type(images.test)(*(part[rows] for part in images.test))
+    figure, axes = plt.subplots(
+        1, len(stages), figsize=(5 * len(stages), 5), squeeze=False, layout="constrained"
+    )
+    for plot, stage in zip(axes[0], stages, strict=True):
+        crops = batches.scoring_batches(examples, data.data.crop_size)
+        embedding = networks.outputs_of(load_network(stage, where), crops)["embedding"]
+        embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
+        perplexity = min(30, (len(rows) - 1) / 3)
+        flat = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(embedding)
+        for label in np.unique(examples.labels):
+            mine = examples.labels == label
+            name = images.class_names[label]
+            plot.scatter(*flat[mine].T, s=9, color=plt.cm.tab10(label), label=name)
+        plot.set_title(stage.method)
+        plot.set_xticks([])
+        plot.set_yticks([])
+    axes[0, -1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    _save(figure, path)
+
+
+def _save(figure: plt.Figure, path: Path) -> None:
+    with storage.replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,193 @@
+"""A table of the paper in one command: python -m refilled_tf.reproduce --table=1 --scale=cpu.
+
+Trains every experiment of gin/tables/table1_cpu.gin, or goes on with it, and writes the table, as
+Markdown, CSV and HTML, with pictures. Any number of processes, on one machine or several that share
+the work_dir, may run the same command at once: each takes stages that nobody else is at.
+"""
+
+from __future__ import annotations
+
+import datetime
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import filelock
+from absl import flags, logging
+
+from refilled_tf import config, experiment, figure1, pages, pictures, storage, tables
+from refilled_tf.entry import run_main
+from refilled_tf.errors import OutOfTimeError, require
+from refilled_tf.forecast import Forecast
+from refilled_tf.stage import Run, Stage
+
+FLAGS = flags.FLAGS
+
+FIGURE = {"paper": "cifar100_wrn.gin", "cpu": "cifar100_figure1.gin"}
+POLL_SECONDS = 5.0  # between two looks at stages that other processes are at
+
+
+def main(argv: list[str]) -> None:
+    """Trains and collects what the flags ask for."""
+    require(len(argv) == 1, f"unexpected argument {argv[1:]}; every option is a --flag")
+    require(
+        bool(FLAGS.table) or FLAGS.figure is not None,
+        f"nothing to do: --table={'|'.join(names(FLAGS.scale))} or --figure=1",
+    )
+    work_dir = Path(FLAGS.work_dir or f"runs/reproduce_{FLAGS.scale}")
+    claim(work_dir, FLAGS.scale)
+    deadline = time.monotonic() + 60 * FLAGS.max_minutes if FLAGS.max_minutes else None
+    strategy = experiment.make_strategy("mirrored")
+    where = Run(work_dir, FLAGS.data_dir, strategy, pooled=True, deadline=deadline)
+    command = shlex.join([Path(sys.executable).name, "-m", "refilled_tf.reproduce", *sys.argv[1:]])
+    for name in FLAGS.table:
+        reproduce_table(name, where, command)
+    if FLAGS.figure is not None:
+        reproduce_figure(where)
+    if not FLAGS.dry_run:
+        page = pages.write_report(work_dir)
+        print(f"Report   {page}")
+
+
+def names(scale: str) -> list[str]:
+    """Returns what --table may be at a scale: the files in gin/tables/, without their endings."""
+    ending = f"_{scale}.gin"
+    found = sorted((config.GIN_FOLDER / "tables").glob(f"*{ending}"))
+    return [path.name.removesuffix(ending).removeprefix("table") for path in found]
+
+
+def table_file(name: str) -> Path:
+    """Returns the gin file that --table names.
+
+    Raises:
+        InputError: there is none at this scale.
+    """
+    if name.endswith(".gin"):
+        require(Path(name).is_file(), f"--table={name} does not exist")
+        return Path(name)
+    known = names(FLAGS.scale)
+    require(
+        name in known,
+        f"--table={name}: at --scale={FLAGS.scale} there are {', '.join(known)}, or a gin file",
+    )
+    stem = f"table{name}" if name.isdigit() else name
+    return config.GIN_FOLDER / "tables" / f"{stem}_{FLAGS.scale}.gin"
+
+
+def claim(work_dir: Path, scale: str) -> None:
+    """Refuses a work_dir of the other scale, and marks a new one.
+
+    Raises:
+        InputError: naming both scales.
+    """
+    mark = work_dir / "scale.json"
+    if not mark.exists():
+        storage.write_json(mark, scale)
+    there = storage.read_json(mark)
+    require(
+        there == scale,
+        f"--work_dir={work_dir} holds results of --scale={there}, which are not mixed with "
+        f"--scale={scale}; take another",
+    )
+
+
+def reproduce_table(name: str, where: Run, command: str) -> None:
+    """Trains what a table lacks, unless told not to, and writes the table."""
+    file = table_file(name)
+    table, stem = config.load_table(file), file.stem.removesuffix(f"_{FLAGS.scale}")
+    settings: dict[str, str] = {}
+
+    def load(files, params):
+        built = config.load_experiment(files, params)
+        settings[" ".join([*files, *params])] = config.operative_config()
+        return built
+
+    parts = tables.parts(table, FLAGS.seeds or table.seeds, load)
+    specs = tables.unique(parts, where)
+    if FLAGS.dry_run:
+        print(f"{table.title}: {len(parts)} experiments\n\n{Forecast(where).table(specs)}\n")
+        return
+    try:
+        if not FLAGS.collect:
+            for part in parts:
+                experiment.check(part.experiment, where)
+            finish_all(specs, where)
+    except OutOfTimeError:
+        print(f"--max_minutes={FLAGS.max_minutes:g} are over; the same command goes on from here")
+    grid = tables.collect(table, parts, where)
+    print(f"\n{tables.as_markdown(grid)}\n")
+    if grid.missing:
+        print(f"{len(grid.missing)} cells are not finished, such as {grid.missing[0]}\n")
+    facts = {
+        "title": table.title,
+        "scale": FLAGS.scale,
+        "command": command,
+        "date": datetime.date.today().isoformat(),
+    }
+    folder = where.work_dir / stem
+    storage.write_text(folder / "table.csv", tables.as_csv(grid))
+    pictures.save_all(folder, table, grid, parts, where)
+    pages.write_table(folder, facts, grid, settings)
+    print(f"Table    {folder / 'table.md'}, .csv, .html")
+
+
+def finish_all(specs: Sequence[experiment.Row], where: Run) -> None:
+    """Trains all stages and scores all rows, together with whoever else works in the work_dir.
+
+    Args:
+        specs: what to finish, parents first.
+        where: a pooled run.
+
+    Raises:
+        InputError: see `training.train`.
+        OutOfTimeError: the run's deadline has passed.
+    """
+    left = list(specs)
+    while left:
+        waiting = []
+        for number, spec in enumerate(left):
+            if where.is_finished(spec):
+                continue
+            if where.deadline is not None and time.monotonic() > where.deadline:
+                raise OutOfTimeError
+            if not all(where.is_finished(parent) for parent in spec.parents):
+                waiting.append(spec)
+                continue
+            try:
+                with where.lock(spec).acquire(blocking=False):
+                    logging.info("%s, %d more", where.folder(spec).name, len(left) - number - 1)
+                    experiment.finish(spec, where)
+            except filelock.Timeout:
+                waiting.append(spec)
+        if len(waiting) == len(left):
+            time.sleep(POLL_SECONDS)
+        left = waiting
+
+
+def reproduce_figure(where: Run) -> None:
+    """Trains the teacher of Figure 1 and draws the figure."""
+    spec = config.load_experiment([FIGURE[FLAGS.scale]])
+    teacher = next(each for each in spec.stages() if each.name == "teacher")
+    if FLAGS.dry_run:
+        print(f"Figure 1\n\n{Forecast(where).table([teacher])}\n")
+        return
+    if not FLAGS.collect:
+        experiment.check(spec, where)
+        finish_all([teacher], where)
+    print(figure1.reproduce(teacher, where, where.work_dir / "figure1"))
+
+
+# Here, so that the module can be imported beside others with flags of these names.
+if __name__ == "__main__":
+    flags.DEFINE_list("table", [], "Of the paper, such as 1, or of gin/tables/, or a gin file.")
+    flags.DEFINE_enum("figure", None, ["1"], "The paper's Figure 1.")
+    flags.DEFINE_enum("scale", "cpu", ["paper", "cpu"], "The paper's protocol, or a small one.")
+    flags.DEFINE_integer("seeds", None, "How many; the table's own number if unset.", lower_bound=1)
+    flags.DEFINE_string("work_dir", None, "Where all goes; runs/reproduce_SCALE if unset.")
+    flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS datasets; TFDS's own if unset.")
+    flags.DEFINE_bool("collect", False, "Train nothing; write what is finished.")
+    flags.DEFINE_bool("dry_run", False, "List what is to be trained and how long it may take.")
+    flags.DEFINE_float("max_minutes", None, "Stop after the epoch under way then.", lower_bound=0.0)
+    run_main(main)
