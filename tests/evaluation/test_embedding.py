@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn.model_selection import StratifiedKFold, cross_val_score
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import Normalizer, normalize
 
 from refilled_tf.evaluation.embedding import (
     RECALL_AT,
+    cross_validated,
     embedding_quality,
     logistic_regression_accuracy,
     nearest_neighbor_accuracy,
@@ -145,3 +150,25 @@ def test_logistic_regression_takes_few_images_a_class(count):
     labels = np.repeat(np.arange(6), count)
     points = np.eye(6)[labels] + np.random.default_rng(0).normal(scale=0.01, size=(6 * count, 6))
     assert logistic_regression_accuracy(points, labels, points, labels, 0) == 1.0
+
+
+def test_cross_validation_is_scikit_learns():
+    """1NN and NCM by scikit-learn's estimators on the same folds; the latter's normalises too."""
+    random = np.random.default_rng(0)
+    labels = np.repeat(np.arange(4), 12)
+    embeddings = np.eye(4, 6)[labels] + random.normal(size=(48, 6))
+    found = cross_validated(embeddings, labels, 4, seed=3)
+    folds = StratifiedKFold(4, shuffle=True, random_state=3)
+    nearest = make_pipeline(Normalizer(), KNeighborsClassifier(1))
+    np.testing.assert_allclose(found["1nn"], cross_val_score(nearest, embeddings, labels, cv=folds))
+    for accuracy, (fit, held) in zip(found["ncm"], folds.split(embeddings, labels), strict=True):
+        unit = normalize(embeddings)
+        means = normalize([unit[fit][labels[fit] == c].mean(axis=0) for c in range(4)])
+        assert accuracy == np.mean(np.argmax(unit[held] @ means.T, axis=1) == labels[held])
+    assert found["linear"].mean() > 0.25  # chance
+
+
+def test_cross_validation_takes_the_fewest_images_it_promises():
+    labels = np.repeat(np.arange(5), 3)
+    found = cross_validated(np.eye(5)[labels] + 0.0, labels, 3, seed=0)
+    assert all((accuracies == 1.0).all() for accuracies in found.values())
