@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import io
 import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import PIL.Image
 import tensorflow as tf
 from sklearn.metrics import confusion_matrix
 
-from refilled_tf import report
+from refilled_tf import pages, report
 from refilled_tf.data import batches
 from refilled_tf.data.task import Examples, TaskData
 from refilled_tf.models import networks
 
-TEMPLATES = Path(__file__).parent / "templates"
 MOST_MISTAKES = 12  # shown as pictures
 
 
@@ -81,15 +77,10 @@ def html(what: Report) -> str:
     """
     crops = batches.scoring_batches(what.data.test, what.size)
     predictions = np.argmax(networks.outputs_of(what.network, crops)["logits"], axis=-1)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {"percent": _percent, "error": standard_error}
-    return environment.get_template("distill.html").render(
+    return pages.render(
+        "distill.html",
+        percent=_percent,
+        standard_error=standard_error,
         what=what,
         side=what.data.test.images.shape[1],
         classes=per_class(what.data, predictions),
@@ -135,7 +126,7 @@ def _confusion(what: Report, predictions: np.ndarray) -> str:
         title = f"{what.row['method']}, {what.row['images']} test images"
         names = what.data.class_names
         report.save_confusion_matrix(path, what.data.test.labels, predictions, names, title)
-        return _as_link(path.read_bytes())
+        return pages.inline(path)
 
 
 def _mistakes(
@@ -144,25 +135,15 @@ def _mistakes(
     """Returns pictures of test images that were got wrong, spread over the classes."""
     wrong = np.flatnonzero(predictions != test.labels)
     wrong = wrong[np.linspace(0, len(wrong) - 1, min(MOST_MISTAKES, len(wrong))).astype(int)]
-    return [
-        {
-            "key": str(test.keys[row]),
-            "true": names[test.labels[row]],
-            "taken_for": names[predictions[row]],
-            "picture": _picture(test.images[row]),
-        }
-        for row in wrong
-    ]
-
-
-def _picture(image: np.ndarray) -> str:
-    file = io.BytesIO()
-    PIL.Image.fromarray(image).resize((112, 112)).save(file, "PNG")
-    return _as_link(file.getvalue())
-
-
-def _as_link(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    shown = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "mistake.png"
+        for row in wrong:
+            PIL.Image.fromarray(test.images[row]).resize((112, 112)).save(path)
+            true, taken_for = names[test.labels[row]], names[predictions[row]]
+            facts = {"key": test.keys[row], "true": true, "taken_for": taken_for}
+            shown.append(facts | {"picture": pages.inline(path)})
+    return shown
 
 
 def _percent(share: float) -> str:

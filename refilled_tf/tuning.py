@@ -77,7 +77,7 @@ def run(text: str, folder: Path, count: int, data_dir: str | None, command: str)
         print(f"{name}: {found}, {settings}")
         return row["accuracy"]
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0))
     study.enqueue_trial(FIRST)
     study.optimize(accuracy, n_trials=count)

@@ -236,7 +236,7 @@ def test_first_look_names_all_that_is_odd(given, tmp_path, capsys):
 def test_other_options_do_not_overwrite(done, given):
     _, output = done
     before = (output / "distill.gin").read_text()
-    run = _distill(*given, output, "--tune=2", "--gin_param=Stage.seed = 1")
+    run = _distill(*given, output, "--gin_param=Stage.seed = 1")
     assert run.returncode == 1
     assert "take another --output" in run.stderr
     assert (output / "distill.gin").read_text() == before

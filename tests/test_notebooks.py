@@ -34,7 +34,7 @@ def test_bring_your_own(tmp_path, monkeypatch):
     assert f"Recipe.epochs = {EPOCHS}" in (output / "distill.gin").read_text()
     assert (output / "report.html").exists()
     *_, last = (cell for cell in notebook.cells if cell.cell_type == "code")
-    printed = "".join(each.get("text", "") for each in last.outputs)
+    printed = "".join(o.text for o in last.outputs if o.get("name") == "stdout")
     named = re.findall(r"^(\d): ([\d.]+)$", printed, re.M)
     # MediaPipe names all five classes, with probabilities.
     assert sorted(name for name, _ in named) == ["5", "6", "7", "8", "9"]

@@ -295,7 +295,7 @@ def test_interrupted_conversion_leaves_nothing(model, tmp_path, monkeypatch):
 
     monkeypatch.setattr(tflite_model, "convert", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        tflite_files.write(model, ["none", "float16"], tmp_path / "out")
+        tflite_files.write(model, ["none", "float16"], tmp_path / "out", "command")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -304,7 +304,7 @@ def test_folder_that_cannot_be_written(model, tflite_folder, tmp_path, monkeypat
     content = _file(tflite_folder, "none").read_bytes()
     monkeypatch.setattr(tflite_model, "convert", lambda trained, quantize: content)
     with pytest.raises(InputError, match=r"--output_dir=.*out cannot be written: .*Is a directory"):
-        tflite_files.write(model, ["none"], tmp_path / "out")
+        tflite_files.write(model, ["none"], tmp_path / "out", "command")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["refilled_none.tflite"]
 
 
