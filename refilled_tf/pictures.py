@@ -105,7 +105,10 @@ def embeddings_to_show(spec: experiment.Experiment) -> list[Stage]:
     chains = [
         [*row.start.teachers, row.start, row]
         for row in spec.rows
-        if isinstance(row, Stage) and row.teachers and row.start and row.start.teachers
+        if isinstance(row, Stage)
+        and row.teachers
+        and row.start
+        and row.start.teachers
         # A teacher that only looks images up knows none of the test.
         and not row.start.looks_up
     ]

@@ -108,7 +108,12 @@ class Stage:
         if getattr(self.objective, "trains", True):
             kinds |= {"recipe": Recipe}
         else:
-            for option, none in (("recipe", None), ("start", None), ("selection", None), ("seed", 0)):
+            for option, none in (
+                ("recipe", None),
+                ("start", None),
+                ("selection", None),
+                ("seed", 0),
+            ):
                 object.__setattr__(self, option, none)
         kinds |= {"selection": Selection} if self.selection is not None else {}
         for option, kind in kinds.items():

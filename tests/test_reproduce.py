@@ -151,7 +151,7 @@ def test_dry_run_writes_nothing_and_collecting_trains_nothing(table, tmp_path):
     assert process.returncode == 0, err
     assert not (tmp_path / "dry").exists()
     # Of 2 experiments: the teacher is in both, the others in one each.
-    uses = [line.split("|")[2].strip() for line in out.splitlines() if "unknown" in line]
+    uses = [line.split("|")[2].strip() for line in out.splitlines() if "unknown |" in line]
     assert sorted(uses)[-1] == "2"
     assert "0 of 8 finished" in out
 

@@ -232,7 +232,12 @@ def test_divergence_keeps_the_last_good_epoch(run):
         value = np.asarray(tf.train.load_variable(str(kept), name))
         assert value.dtype.kind != "f" or np.isfinite(value).all(), name
     # Whole files only: settings, logs and checkpoints.
-    assert {path.name for path in folder.iterdir()} == {"stage.json", "checkpoints", "logs"}
+    assert {path.name for path in folder.iterdir()} == {
+        "stage.json",
+        "checkpoints",
+        "history.csv",
+        "logs",
+    }
     assert not [path for path in folder.rglob(".*")]
 
 

@@ -72,8 +72,12 @@ def _start(folder, name, flags, **environment):
 
 
 def _files(folder):
-    """Counts files by path; event files of TensorBoard by their logs/ folder."""
-    paths = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    """Counts files by path; event files of TensorBoard by their logs/ folder.
+
+    Lock files are left out: workers of one training do not wait for each other by locks.
+    """
+    found = (p for p in folder.rglob("*") if p.is_file() and p.suffix != ".lock")
+    paths = (p.relative_to(folder).as_posix() for p in found)
     return Counter(re.sub(r"/logs/.*", "/logs", path) for path in paths)
 
 
