@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from refilled_tf import experiment, storage
 from refilled_tf.data.task import read_index, select
@@ -12,11 +12,17 @@ from refilled_tf.stage import Run, Stage
 
 
 class Forecast:
-    """Seconds that an image costs in an epoch, from the finished stages of a work_dir."""
+    """Seconds that an image costs in an epoch, from the finished stages of a work_dir.
 
-    def __init__(self, where: Run):
+    Args:
+        where: the work_dir.
+        measured: minutes of stages by their names, for those of which no like is finished.
+    """
+
+    def __init__(self, where: Run, measured: Mapping[str, float] | None = None):
         """Reads what is finished."""
         self._where = where
+        self._measured = measured or {}
         self._costs: dict[tuple, list[float]] = {}
         for path in where.work_dir.glob("stages/*/result.json"):
             facts, result = storage.read_json(path.with_name("stage.json")), storage.read_json(path)
@@ -26,12 +32,12 @@ class Forecast:
                 self._costs.setdefault(kind, []).append(result["seconds"] / seen)
 
     def minutes(self, spec: experiment.Row) -> float | None:
-        """Returns how long a stage takes, in minutes; None where none of its kind is finished."""
-        if not isinstance(spec, Stage) or spec.recipe is None:
-            return None
-        costs = self._costs.get(_kind(spec.settings()))
+        """Returns how long a stage or row takes, in minutes; None where nobody knows."""
+        costs = None
+        if isinstance(spec, Stage) and spec.recipe is not None:
+            costs = self._costs.get(_kind(spec.settings()))
         if costs is None:
-            return None
+            return self._measured.get(spec.name)
         index = read_index(spec.task.data.source, self._where.data_dir)
         images = len(select(spec.task, index).train)
         return statistics.median(costs) * spec.recipe.total_epochs * images / 60

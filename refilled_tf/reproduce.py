@@ -121,7 +121,9 @@ def reproduce_table(name: str, where: Run, command: str) -> list[str]:
     parts = tables.parts(table, FLAGS.seeds or table.seeds, load)
     specs = tables.unique(parts, where)
     if FLAGS.dry_run:
-        print(f"{table.title}: {len(parts)} experiments\n\n{Forecast(where).table(specs)}\n")
+        print(
+            f"{table.title}: {len(parts)} experiments\n\n{Forecast(where, table.minutes).table(specs)}\n"
+        )
         return []
     failed = []
     if not FLAGS.collect:

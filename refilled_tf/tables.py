@@ -34,6 +34,8 @@ class Table:
         paper: for a method the paper's numbers, column by column, in percent; None where it has
             none.
         seeds: how many of Stage.seed 0, 1, …
+        minutes: that stages took on 2 CPU cores when they were measured, by their names; what
+            --dry_run goes by until the work_dir holds a finished stage of the kind.
     """
 
     title: str
@@ -41,6 +43,7 @@ class Table:
     axis: str
     paper: Mapping[str, Sequence[float | None]] = dataclasses.field(default_factory=dict)
     seeds: int = 3
+    minutes: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         require(len(self.columns) > 0, "Table.columns is empty: it needs at least one experiment")

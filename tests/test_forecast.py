@@ -45,6 +45,13 @@ def test_another_kind_of_stage_is_unknown(forecast, spec):
     assert forecast.minutes(spec) is None
 
 
+def test_measured_minutes_stand_in_for_what_is_unknown(tmp_path, forecast):
+    run = dataclasses.replace(tiny.run_in(tmp_path), pooled=True)
+    measured = Forecast(run, {"first": 7.5, "student": 9.0})
+    assert measured.minutes(tiny.first()) == 7.5
+    assert measured.minutes(STUDENT) == forecast.minutes(STUDENT)  # a like one is finished
+
+
 def test_table_adds_up(forecast):
     images = len(training.load(STUDENT.task, None).train.labels)
     again = dataclasses.replace(STUDENT, seed=1)
