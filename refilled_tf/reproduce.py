@@ -121,9 +121,8 @@ def reproduce_table(name: str, where: Run, command: str) -> list[str]:
     parts = tables.parts(table, FLAGS.seeds or table.seeds, load)
     specs = tables.unique(parts, where)
     if FLAGS.dry_run:
-        print(
-            f"{table.title}: {len(parts)} experiments\n\n{Forecast(where, table.minutes).table(specs)}\n"
-        )
+        forecast = Forecast(where, table.minutes).table(specs)
+        print(f"{table.title}: {len(parts)} experiments\n\n{forecast}\n")
         return []
     failed = []
     if not FLAGS.collect:
