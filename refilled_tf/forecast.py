@@ -61,10 +61,9 @@ class Forecast:
                 known += minutes
                 state = f"{minutes:.1f}"
             lines.append((name, str(uses), state))
-        total = (
-            f"{finished} of {len(specs)} finished; the others take {known:.0f} minutes and, of "
-            f"{unknown}, an unknown time"
-        )
+        total = f"{finished} of {len(specs)} finished; the others take {known:.0f} minutes"
+        if unknown:
+            total += f" and, of {unknown}, an unknown time"
         return f"{markdown(('Stage', 'Experiments', 'Minutes'), lines)}\n\n{total}"
 
 
