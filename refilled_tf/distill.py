@@ -43,21 +43,20 @@ def main(argv: list[str]) -> None:
     teacher = teachers.parse(
         FLAGS.teacher, FLAGS.teacher_layer, FLAGS.teacher_weights, FLAGS.teacher_preprocessing
     )
-    task = distill_config.task_of(FLAGS.images, FLAGS.data_dir)
-    selection = survey(task, FLAGS.data_dir)
-    base = distill_config.gin_text(
-        [
-            f"python -m refilled_tf.train --gin_file={gin_file} --work_dir={work_dir}",
-            f"Written by {command}",
-        ],
-        task,
+    settings = distill_config.settings(
+        distill_config.task_of(FLAGS.images, FLAGS.data_dir),
         teacher,
         FLAGS.width,
         FLAGS.image_size,
-        len(selection.train),
-        FLAGS.quick,
-        FLAGS.gin_param,
     )
+    opening = [
+        f"python -m refilled_tf.train --gin_file={gin_file} --work_dir={work_dir}",
+        f"Written by {command}",
+    ]
+    # What the user sets may well decide which images there are, and that how long to train.
+    task = distill_config.task_in(distill_config.gin_text([], settings, {}, FLAGS.gin_param))
+    lengths = distill_config.schedule(len(survey(task, FLAGS.data_dir).train), FLAGS.quick)
+    base = distill_config.gin_text(opening, settings, lengths, FLAGS.gin_param)
     chosen = []
     if FLAGS.tune:
         trials = tuning.run(base, output / "tuning", FLAGS.tune, FLAGS.data_dir, command)
@@ -94,7 +93,7 @@ def survey(task: Task, data_dir: str | None) -> Selection:
     """Prints how many images of every class train and are tested, and what is odd about them.
 
     Args:
-        task: all classes of a dataset.
+        task: the student's.
         data_dir: folder of prepared TFDS datasets; None for TFDS's own.
 
     Returns:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from refilled_tf import teachers
+from refilled_tf import config, teachers
 from refilled_tf.data.image_folder import ImageFolder
 from refilled_tf.data.sources import Source, TfdsSource
 from refilled_tf.data.splits import SharedClasses
@@ -16,6 +17,7 @@ from refilled_tf.data.task import Data, Task, student
 from refilled_tf.errors import InputError, require
 from refilled_tf.models import networks
 
+BASE = "methods/own_images.gin"
 TRAIN_FRACTION = 0.8
 # Names under which TFDS's datasets keep what identifies an image.
 KEYS = ("image/filename", "file_name", "filename", "id", "image/id", "key", "name")
@@ -63,52 +65,66 @@ def _tfds_source(name: str, data_dir: str | None) -> TfdsSource:
     return TfdsSource(name, splits=("train", scored) if scored else ("train",), key=key)
 
 
-def gin_text(
-    opening: Sequence[str],
-    task: Task,
-    teacher: teachers.Teacher,
-    width: float,
-    image_size: int,
-    training_images: int,
-    quick: bool,
-    params: Sequence[str],
-) -> str:
-    """Writes the gin file.
+def settings(task: Task, teacher: teachers.Teacher, width: float, image_size: int) -> list[str]:
+    """Writes what the command's options mean in gin, after methods/own_images.gin.
 
     Args:
-        opening: comment lines.
         task: as `task_of` returns it.
         teacher: as `teachers.parse` returns it.
         width: of the student, a width multiplier.
         image_size: side of the student's images in pixels.
-        training_images: how many there are.
-        quick: whether a first look is all that is wanted.
-        params: single settings, which come last.
 
     Returns:
-        Gin text.
+        Single settings.
 
     Raises:
         InputError: there is no such size, or the teacher's network cannot be built.
     """
     require(image_size >= 1, f"--image_size={image_size} must be positive, such as 96")
     require(width > 0, f"--width={width} must be positive, such as 0.25")
-    lines = [
-        *(f"# {line}" for line in opening),
-        "include 'methods/own_images.gin'",
-        "",
+    return [
         *_source_lines(task.data.source),
         f"Data.train_fraction = {task.data.train_fraction}",
         *(f"Data.{name} = {value}" for name, value in sizes(teacher, image_size).items()),
-        "",
         *teachers.gin_lines(teacher),
         f"student/MobileNet.width = {width}",
-        "",
-        *(f"{name} = {value}" for name, value in schedule(training_images, quick).items()),
     ]
-    if params:
-        lines += ["", *params]
-    return "\n".join(lines) + "\n"
+
+
+def gin_text(
+    opening: Sequence[str], params: Sequence[str], lengths: dict[str, Any], given: Sequence[str]
+) -> str:
+    """Writes the gin file.
+
+    Args:
+        opening: comment lines.
+        params: as `settings` returns them.
+        lengths: as `schedule` returns them.
+        given: single settings of the user's, which come last.
+
+    Returns:
+        Gin text.
+    """
+    blocks = [
+        [*(f"# {line}" for line in opening), f"include '{BASE}'"],
+        params,
+        [f"{name} = {value}" for name, value in lengths.items()],
+        given,
+    ]
+    return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
+
+
+def task_in(text: str) -> Task:
+    """Returns the student's task as a gin file's text describes it.
+
+    Raises:
+        InputError: as `config.load_experiment` says.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        gin_file = Path(folder, "distill.gin")
+        gin_file.write_text(text, encoding="utf-8")
+        spec = config.load_experiment([gin_file])
+    return next(stage.task for stage in spec.stages() if stage.task.role == "student")
 
 
 def sizes(teacher: teachers.Teacher, image_size: int) -> dict[str, int | None]:

@@ -153,19 +153,35 @@ def test_killed_run_goes_on(done, given, tmp_path):
     assert (copy / "tflite/refilled_int8.tflite").exists()
 
 
-def _gin_text(given, **options):
+def _settings(given, **options):
     images, teacher = given
-    what = {"width": 0.25, "image_size": 8, "training_images": 120, "quick": False, "params": ()}
     task = distill_config.task_of(str(images), None)
-    return distill_config.gin_text((), task, teachers.parse(str(teacher)), **what | options)
+    what = {"width": 0.25, "image_size": 8} | options
+    return distill_config.settings(task, teachers.parse(str(teacher)), **what)
 
 
 def test_folder_that_is_split_keeps_its_split(given, tmp_path):
     images, teacher = given
     for part in ("train", "test"):
         shutil.copytree(images, tmp_path / part)
-    assert "Data.train_fraction = 0.8" in _gin_text(given)
-    assert "Data.train_fraction = None" in _gin_text((tmp_path, teacher))
+    assert "Data.train_fraction = 0.8" in _settings(given)
+    assert "Data.train_fraction = None" in _settings((tmp_path, teacher))
+
+
+def test_images_are_surveyed_as_settings_say(given, tmp_path):
+    """Of 32 test images of each of five classes 30 are training images too."""
+    images, teacher = given
+    shutil.copytree(images, tmp_path / "train")
+    photos.write_folder(tmp_path / "test", count=32)
+
+    def survey(*given):
+        text = distill_config.gin_text((), _settings((tmp_path, teacher)), {}, given)
+        return distill.survey(distill_config.task_in(text), None)
+
+    with pytest.raises(InputError, match="same file in training and test"):
+        survey()
+    selection = survey("ImageFolder.on_crossing = 'train'")
+    assert (len(selection.train), len(selection.test)) == (5 * 30, 5 * 2)
 
 
 def test_lengths_fit_the_number_of_images():
@@ -197,7 +213,7 @@ def test_tfds_dataset_is_found_by_its_name():
 )
 def test_bad_size(given, options, message):
     with pytest.raises(InputError, match=message):
-        _gin_text(given, **options)
+        _settings(given, **options)
 
 
 @pytest.mark.parametrize(
@@ -215,8 +231,9 @@ def test_bad_images(images, message):
 def test_setting_that_is_unknown_or_of_no_effect_leaves_no_file(given, tmp_path):
     path = tmp_path / "distill.gin"
     for param in ("Recipe.length = 3", "tuple/Recipe.epochs = 3"):
+        text = distill_config.gin_text((), _settings(given), {}, [param])
         with pytest.raises(InputError, match=r"length|has no effect"):
-            distill.write_gin_file(path, _gin_text(given, params=[param]), [param])
+            distill.write_gin_file(path, text, [param])
     assert not list(tmp_path.iterdir())
 
 
