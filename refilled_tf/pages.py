@@ -42,7 +42,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def write_table(folder: Path, facts: dict[str, str], grid: Grid, settings: dict[str, str]) -> None:
-    """Writes a table's folder: table.md, table.html, and table.json for the report.
+    """Writes table1.md and table1.html, and table1.json for the report, into a folder table1.
 
     Args:
         folder: of the table; its pictures are shown in the page.
@@ -61,7 +61,7 @@ def write_table(folder: Path, facts: dict[str, str], grid: Grid, settings: dict[
         f"# {facts['title']}\n\n```\n{facts['command']}\n```\n\n{facts['date']}; accuracy in "
         f"percent, mean ± deviation over seeds. {note}\n\n{tables.as_markdown(grid)}\n\n{missing}"
     )
-    storage.write_text(folder / "table.md", markdown.strip() + "\n")
+    storage.write_text(folder / f"{folder.name}.md", markdown.strip() + "\n")
     lines = [
         {
             "method": method,
@@ -73,14 +73,14 @@ def write_table(folder: Path, facts: dict[str, str], grid: Grid, settings: dict[
         for method in grid.methods
     ]
     content = {"columns": grid.columns, "lines": lines, "missing": grid.missing, "note": note}
-    storage.write_json(folder / "table.json", facts | content | {"settings": settings})
-    storage.write_text(folder / "table.html", _page(facts["title"], [folder]))
+    storage.write_json(folder / f"{folder.name}.json", facts | content | {"settings": settings})
+    storage.write_text(folder / f"{folder.name}.html", _page(facts["title"], [folder]))
 
 
 def write_report(work_dir: Path) -> Path:
     """Writes report.html, with all tables and figures of a work_dir; returns its path."""
-    folders = sorted({path.parent for path in work_dir.glob("*/*.png")})
-    folders = sorted({*folders, *(path.parent for path in work_dir.glob("*/table.json"))})
+    shown = [*work_dir.glob("*/*.png"), *work_dir.glob("*/*.json")]
+    folders = sorted({path.parent for path in shown})
     page = work_dir / "report.html"
     storage.write_text(page, _page("Cross-task distillation: results", folders))
     return page
@@ -89,7 +89,7 @@ def write_report(work_dir: Path) -> Path:
 def _page(title: str, folders: list[Path]) -> str:
     sections = []
     for folder in folders:
-        file = folder / "table.json"
+        file = folder / f"{folder.name}.json"
         content = storage.read_json(file) if file.exists() else {"title": folder.name.title()}
         shown = [(path, CAPTIONS.get(path.name, "")) for path in sorted(folder.glob("*.png"))]
         sections.append(content | {"name": folder.name, "pictures": shown})

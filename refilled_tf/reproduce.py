@@ -140,10 +140,10 @@ def reproduce_table(name: str, where: Run, command: str) -> list[str]:
         "date": datetime.date.today().isoformat(),
     }
     folder = where.work_dir / stem
-    storage.write_text(folder / "table.csv", tables.as_csv(grid))
+    storage.write_text(folder / f"{stem}.csv", tables.as_csv(grid))
     pictures.save_all(folder, table, grid, parts, where)
     pages.write_table(folder, facts, grid, settings)
-    print(f"Table    {folder / 'table.md'}, .csv, .html")
+    print(f"Table    {folder / stem}.md, .csv, .html")
     return failed
 
 

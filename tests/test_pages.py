@@ -67,14 +67,14 @@ def test_report_holds_all_tables_and_needs_no_network(work_dir):
 
 
 def test_text_is_escaped(work_dir):
-    page = _read(work_dir / "table1" / "table.html")
+    page = _read(work_dir / "table1" / "table1.html")
     assert "b" not in page.tags
     assert FACTS["title"] in page.text
     assert "Recipe.epochs = 2  # <&>" in page.text
 
 
 def test_table_shows_number_spread_paper_and_what_is_missing(work_dir):
-    text = "".join(_read(work_dir / "table1" / "table.html").text)
+    text = "".join(_read(work_dir / "table1" / "table1.html").text)
     # The deviation of 50 and 52 is √2.
     for part in ("51.00 ± 1.41", "60.00 (1 of 2)", "62.50 (-2.50)", "REFILLED (1), seed 1"):
         assert part in text
@@ -82,9 +82,10 @@ def test_table_shows_number_spread_paper_and_what_is_missing(work_dir):
 
 
 def test_small_scale_says_what_the_papers_numbers_are_for(work_dir):
-    for file in ("table.html", "table.md"):
+    for ending in ("html", "md"):
         small, papers = (
-            (work_dir / name / file).read_text(encoding="utf-8") for name in ("table1", "table4")
+            (work_dir / name / f"{name}.{ending}").read_text(encoding="utf-8")
+            for name in ("table1", "table4")
         )
         assert "for orientation only" in small
         assert "for orientation only" not in papers

@@ -81,7 +81,7 @@ def test_two_processes_share_a_table_and_give_what_one_gives(table, tmp_path):
         ]
         for one, two in zip(*weights, strict=True):
             np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
-    lines = (work_dir / "digits" / "table.csv").read_text(encoding="utf-8").splitlines()
+    lines = (work_dir / "digits" / "digits.csv").read_text(encoding="utf-8").splitlines()
     written = next(line for line in lines if line.startswith("REFILLED,20,")).split(",")
     assert float(written[2]) == pytest.approx(100 * results["rows"][-1]["accuracy"], abs=0.5)
 
@@ -159,7 +159,7 @@ def test_dry_run_writes_nothing_and_collecting_trains_nothing(table, tmp_path):
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert not list((tmp_path / "none").glob("stages/*"))
-    assert json.loads((tmp_path / "none" / "digits" / "table.json").read_text())["missing"]
+    assert json.loads((tmp_path / "none" / "digits" / "digits.json").read_text())["missing"]
 
 
 @pytest.mark.parametrize("scale", ["paper", "cpu"])
