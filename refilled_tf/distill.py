@@ -43,10 +43,11 @@ def main(argv: list[str]) -> None:
     teacher = teachers.parse(
         FLAGS.teacher, FLAGS.teacher_layer, FLAGS.teacher_weights, FLAGS.teacher_preprocessing
     )
+    distill_config.check_widths(FLAGS.width, FLAGS.tune)
     settings = distill_config.settings(
         distill_config.task_of(FLAGS.images, FLAGS.data_dir),
         teacher,
-        FLAGS.width,
+        FLAGS.width[0],
         FLAGS.image_size,
     )
     opening = [
@@ -59,7 +60,9 @@ def main(argv: list[str]) -> None:
     base = distill_config.gin_text(opening, settings, lengths, FLAGS.gin_param)
     chosen = []
     if FLAGS.tune:
-        trials = tuning.run(base, output / "tuning", FLAGS.tune, FLAGS.data_dir, command)
+        trials = tuning.run(
+            base, FLAGS.width, output / "tuning", FLAGS.tune, FLAGS.data_dir, command
+        )
         chosen = tuning.chosen(trials)
     write_gin_file(gin_file, base + "".join(f"{line}\n" for line in chosen), FLAGS.gin_param)
     _, where, results = launch([str(gin_file)], [], work_dir, FLAGS.data_dir, command)
@@ -166,7 +169,9 @@ if __name__ == "__main__":
     flags.DEFINE_string("teacher_layer", None, "Layer whose output is its embedding.")
     flags.DEFINE_string("teacher_weights", None, "Weights of an imagenet: teacher.")
     flags.DEFINE_string("teacher_preprocessing", None, "What a file wants done to images.")
-    flags.DEFINE_float("width", 0.25, "The student's width multiplier.")
+    flags.DEFINE_multi_float(
+        "width", [0.25], "The student's width multiplier; several for --tune to choose from."
+    )
     flags.DEFINE_integer("image_size", 96, "Side of the student's images in pixels.")
     flags.DEFINE_string("output", None, "Where everything goes.", required=True)
     flags.DEFINE_bool("quick", False, "A few epochs, for a first look.")

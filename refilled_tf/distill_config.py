@@ -65,6 +65,24 @@ def _tfds_source(name: str, data_dir: str | None) -> TfdsSource:
     return TfdsSource(name, splits=("train", scored) if scored else ("train",), key=key)
 
 
+def check_widths(widths: Sequence[float], tune: int) -> None:
+    """Refuses width multipliers that nothing can be done with.
+
+    Args:
+        widths: as --width gives them.
+        tune: the number of trials that may choose among them.
+
+    Raises:
+        InputError: naming the option.
+    """
+    for width in widths:
+        require(width > 0, f"--width={width} must be positive, such as 0.25")
+    require(
+        len(widths) == 1 or tune > 0,
+        f"--width is given {len(widths)} times; give it once, or let --tune=10 choose",
+    )
+
+
 def settings(task: Task, teacher: teachers.Teacher, width: float, image_size: int) -> list[str]:
     """Writes what the command's options mean in gin, after methods/own_images.gin.
 
@@ -81,7 +99,6 @@ def settings(task: Task, teacher: teachers.Teacher, width: float, image_size: in
         InputError: there is no such size, or the teacher's network cannot be built.
     """
     require(image_size >= 1, f"--image_size={image_size} must be positive, such as 96")
-    require(width > 0, f"--width={width} must be positive, such as 0.25")
     return [
         *_source_lines(task.data.source),
         f"Data.train_fraction = {task.data.train_fraction}",

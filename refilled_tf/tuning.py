@@ -7,6 +7,7 @@ killed one goes on from its last epoch, and more trials go on where fewer have e
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +33,25 @@ FIRST = {
     "LocalDistillation.tau_teacher": 2.0,
     "Recipe.learning_rate": 0.1,
 }
+WIDTH = "student/MobileNet.width"
 HOLDOUT = 0.2
 
 Trial = dict[str, Any]
 
 
-def run(text: str, folder: Path, count: int, data_dir: str | None, command: str) -> list[Trial]:
+def run(
+    text: str,
+    widths: Sequence[float],
+    folder: Path,
+    count: int,
+    data_dir: str | None,
+    command: str,
+) -> list[Trial]:
     """Runs trials of REFILLED on a part of the training images, scored on the rest.
 
     Args:
         text: the experiment in gin.
+        widths: the student's width multipliers to choose from; a single one is `text`'s.
         folder: of the trials: a training's folder, in which each is a stage.
         count: of trials, those included that are finished.
         data_dir: folder of prepared TFDS datasets; None for TFDS's own.
@@ -60,6 +70,8 @@ def run(text: str, folder: Path, count: int, data_dir: str | None, command: str)
             option: _rounded(trial.suggest_float(option, *ends, log=True))
             for option, ends in RANGES.items()
         }
+        if len(widths) > 1:
+            settings[WIDTH] = trial.suggest_categorical(WIDTH, widths)
         name = f"trial_{trial.number:03d}"
         params = [
             "Experiment.rows = [@refilled/Stage()]",
@@ -79,7 +91,7 @@ def run(text: str, folder: Path, count: int, data_dir: str | None, command: str)
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0))
-    study.enqueue_trial(FIRST)
+    study.enqueue_trial(FIRST | ({WIDTH: widths[0]} if len(widths) > 1 else {}))
     study.optimize(accuracy, n_trials=count)
     return trials
 

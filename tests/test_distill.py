@@ -204,16 +204,21 @@ def test_tfds_dataset_is_found_by_its_name():
     assert (source.key, source.splits) == ("id", ("train", "test"))
 
 
+def test_bad_size(given):
+    with pytest.raises(InputError, match=r"--image_size=0 must be positive"):
+        _settings(given, image_size=0)
+
+
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("widths", "tune", "message"),
     [
-        ({"width": 0}, r"--width=0 must be positive"),
-        ({"image_size": 0}, r"--image_size=0 must be positive"),
+        ([0.25, 0.0], 10, r"--width=0\.0 must be positive"),
+        ([0.25, 0.5], 0, r"--width is given 2 times"),
     ],
 )
-def test_bad_size(given, options, message):
+def test_bad_width(widths, tune, message):
     with pytest.raises(InputError, match=message):
-        _settings(given, **options)
+        distill_config.check_widths(widths, tune)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,56 @@
+"""The search for hyper-parameters, on accuracies that are known beforehand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from refilled_tf import storage, tuning
+
+
+@pytest.fixture(autouse=True)
+def _trainings(monkeypatch):
+    """Every training ends at once: best at rate .05, and 10 points better at width .5 or more."""
+
+    def launch(files, params, folder, data_dir, command):
+        values = dict(param.split(" = ") for param in params)
+        rate, width = float(values["Recipe.learning_rate"]), float(values.get(tuning.WIDTH, 0.25))
+        accuracy = 0.5 - 0.1 * abs(math.log(rate / 0.05)) + 0.1 * (width >= 0.5)
+        return None, None, {"rows": [{"accuracy": accuracy, "images": 7}]}
+
+    monkeypatch.setattr(tuning, "launch", launch)
+
+
+def _run(folder, count, widths=(0.25,)):
+    return tuning.run("# the experiment", widths, folder / "tuning", count, None, "distill")
+
+
+def test_begins_with_the_defaults_and_goes_on_where_fewer_trials_ended(tmp_path):
+    few, more = _run(tmp_path, 3), _run(tmp_path, 5)
+    assert few[0]["settings"] == tuning.FIRST
+    assert more[:3] == few
+    assert len({trial["settings"]["Recipe.learning_rate"] for trial in more}) == 5
+    assert storage.read_json(tmp_path / "tuning" / tuning.TRIALS) == more
+    for trial in more:
+        for option, (low, high) in tuning.RANGES.items():
+            assert low <= trial["settings"][option] <= high
+
+
+def test_best_trial_is_chosen(tmp_path):
+    trials = _run(tmp_path, 12)
+    best = max(trials, key=lambda trial: trial["accuracy"])
+    title, *lines = tuning.chosen(trials)
+    assert title.startswith(f"# {best['name']}, ")
+    assert lines == [f"{option} = {value}" for option, value in best["settings"].items()]
+    # What is searched for counts: the best is nearer to .05 than the .1 of the first.
+    assert abs(math.log(best["settings"]["Recipe.learning_rate"] / 0.05)) < math.log(2)
+
+
+def test_width_is_chosen_where_there_is_a_choice(tmp_path):
+    assert all(tuning.WIDTH not in trial["settings"] for trial in _run(tmp_path, 2))
+    trials = _run(tmp_path, 12, widths=(0.25, 0.5, 0.75))
+    assert trials[0]["settings"] == tuning.FIRST | {tuning.WIDTH: 0.25}
+    assert {trial["settings"][tuning.WIDTH] for trial in trials} == {0.25, 0.5, 0.75}
+    chosen = dict(line.split(" = ") for line in tuning.chosen(trials)[1:])
+    assert float(chosen[tuning.WIDTH]) >= 0.5
