@@ -15,9 +15,9 @@ from refilled_tf.tables import Grid
 CAPTIONS = {
     "accuracy.png": "Test accuracy; bars are the deviation over seeds, or of few-shot tasks the "
     "95 % interval.",
-    "curves.png": "Training of the first column's stages, seed 0.",
+    "curves.png": "Training of the stages of one column, seed 0.",
     "embeddings.png": "t-SNE of test images of up to ten classes: the teacher's embedding, the "
-    "student's after stage 1 and at the end, first column, seed 0.",
+    "student's after stage 1 and at the end, of one column, seed 0.",
     "figure1.png": "What a teacher changes in the first gradient of the top layer, against the "
     "number of classes; bands are the deviation over seeds.",
 }

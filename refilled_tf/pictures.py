@@ -30,12 +30,14 @@ def save_all(
 ) -> list[Path]:
     """Draws what the finished stages allow: accuracy.png, curves.png, embeddings.png."""
     save_accuracies(folder / "accuracy.png", table, grid)
-    stages = [s for s in parts[0].experiment.stages() if where.is_finished(s) and s.recipe]
+    pictured = table.pictured or parts[0].column
+    spec = next(part.experiment for part in parts if part.column == pictured)
+    stages = [s for s in spec.stages() if where.is_finished(s) and s.recipe]
     if stages:
-        save_curves(folder / "curves.png", stages, where)
-    shown = embeddings_to_show(parts[0].experiment)
+        save_curves(folder / "curves.png", pictured, stages, where)
+    shown = embeddings_to_show(spec)
     if shown and all(where.is_finished(stage) for stage in shown):
-        save_embeddings(folder / "embeddings.png", shown, where)
+        save_embeddings(folder / "embeddings.png", pictured, shown, where)
     return sorted(folder.glob("*.png"))
 
 
@@ -79,10 +81,11 @@ def read_history(path: Path) -> dict[str, np.ndarray]:
     return {name: np.array([float(lines[epoch][name]) for epoch in epochs]) for name in names}
 
 
-def save_curves(path: Path, stages: Sequence[Stage], where: Run) -> None:
+def save_curves(path: Path, title: str, stages: Sequence[Stage], where: Run) -> None:
     """Draws the loss without weight penalty, and training accuracy, of finished stages."""
     names = {"loss": "loss", "train_accuracy": "training accuracy"}
     figure, axes = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
+    figure.suptitle(title)
     for stage in stages:
         file = where.folder(stage) / "history.csv"
         if file.exists():
@@ -115,7 +118,7 @@ def embeddings_to_show(spec: experiment.Experiment) -> list[Stage]:
     return chains[-1] if chains else []
 
 
-def save_embeddings(path: Path, stages: Sequence[Stage], where: Run) -> None:
+def save_embeddings(path: Path, title: str, stages: Sequence[Stage], where: Run) -> None:
     """Draws t-SNE pictures of the same test images in the embeddings of several stages.
 
     The images are those of the last stage's task, of its first `CLASSES` classes.
@@ -127,6 +130,7 @@ def save_embeddings(path: Path, stages: Sequence[Stage], where: Run) -> None:
     figure, axes = plt.subplots(
         1, len(stages), figsize=(5 * len(stages), 5), squeeze=False, layout="constrained"
     )
+    figure.suptitle(title)
     for plot, stage in zip(axes[0], stages, strict=True):
         crops = batches.scoring_batches(examples, data.data.crop_size)
         embedding = networks.outputs_of(load_network(stage, where), crops)["embedding"]

@@ -34,6 +34,8 @@ class Table:
         paper: for a method the paper's numbers, column by column, in percent; None where it has
             none.
         seeds: how many of Stage.seed 0, 1, …
+        pictured: label of the column whose training curves and embeddings are shown; None for the
+            first.
         minutes: that stages took on 2 CPU cores when they were measured, by their names; what
             --dry_run goes by until the work_dir holds a finished stage of the kind.
     """
@@ -43,11 +45,16 @@ class Table:
     axis: str
     paper: Mapping[str, Sequence[float | None]] = dataclasses.field(default_factory=dict)
     seeds: int = 3
+    pictured: str | None = None
     minutes: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         require(len(self.columns) > 0, "Table.columns is empty: it needs at least one experiment")
         require(self.seeds >= 1, f"Table.seeds={self.seeds} must be at least 1")
+        require(
+            self.pictured is None or self.pictured in self.columns,
+            f"Table.pictured={self.pictured!r} must be one of {', '.join(self.columns)}",
+        )
 
 
 class Part(NamedTuple):

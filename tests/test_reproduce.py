@@ -37,6 +37,7 @@ def table(tmp_path):
     )
     (tmp_path / "digits.gin").write_text(
         "Table.title = 'Digits'\nTable.axis = 'images a class'\nTable.seeds = 1\n"
+        "Table.pictured = '20'\n"
         "Table.columns = {\n"
         f"    '10': ('{tmp_path}/tiny.gin', 'student.images_per_class = 10'),\n"
         f"    '20': ('{tmp_path}/tiny.gin', 'student.images_per_class = 20'),\n"

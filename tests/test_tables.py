@@ -102,6 +102,11 @@ def test_paper_numbers_must_fit(paper):
         tables.parts(table, 1, lambda *_: Experiment((tiny.second(),)))
 
 
+def test_pictured_column_must_be_there():
+    with pytest.raises(InputError, match=r"Table\.pictured='c' must be one of a, b"):
+        dataclasses.replace(TABLE, pictured="c")
+
+
 def test_a_part_for_every_seed_and_column():
     asked = []
 
