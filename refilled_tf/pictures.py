@@ -86,13 +86,15 @@ def save_curves(path: Path, title: str, stages: Sequence[Stage], where: Run) -> 
     names = {"loss": "loss", "train_accuracy": "training accuracy"}
     figure, axes = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
     figure.suptitle(title)
-    for stage in stages:
+    for number, stage in enumerate(stages):
         file = where.folder(stage) / "history.csv"
         if file.exists():
             history = read_history(file)
+            # The same in both plots, though not every stage is in both.
+            style = {"label": stage.method, "color": plt.cm.tab20(number % 20), "lw": 1}
             for plot, name in zip(axes, names, strict=True):
                 if name in history:
-                    plot.plot(history["epoch"] + 1, history[name], label=stage.method, lw=1)
+                    plot.plot(history["epoch"] + 1, history[name], **style)
     for plot, (name, label) in zip(axes, names.items(), strict=True):
         plot.set_xlabel("epoch")
         plot.set_ylabel(label)

@@ -54,3 +54,20 @@ def test_a_cell_without_results_is_left_out(tmp_path):
     grid = Grid(("Student",), ("1",), {("Student", "1"): Cell((), (0, 1))})
     pictures.save_accuracies(tmp_path / "a.png", table, grid)
     assert (tmp_path / "a.png").exists()
+
+
+def test_a_stage_has_one_colour_in_both_plots(tmp_path, monkeypatch):
+    """Though stage 1, which comes first, has no training accuracy."""
+    run = tiny.run_in(tmp_path)
+    first, second = tiny.first(), tiny.second()
+    for stage, names in ((first, "loss"), (second, "loss,train_accuracy")):
+        run.folder(stage).mkdir(parents=True)
+        lines = [f"epoch,{names}", *(f"{epoch}{',0.5' * names.count(',')},0.5" for epoch in (0, 1))]
+        (run.folder(stage) / "history.csv").write_text("\n".join(lines))
+    drawn = []
+    monkeypatch.setattr(pictures, "_save", lambda figure, path: drawn.append(figure))
+    pictures.save_curves(tmp_path / "curves.png", "", [first, second], run)
+    losses, accuracies = ({x.get_label(): x.get_color() for x in p.lines} for p in drawn[0].axes)
+    assert losses.keys() == {first.method, second.method}
+    assert accuracies == {second.method: losses[second.method]}
+    assert losses[first.method] != losses[second.method]
