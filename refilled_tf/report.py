@@ -86,7 +86,7 @@ def save_shots_picture(path: Path, rows: list[dict[str, Any]]) -> None:
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     with storage.replacing(path) as temporary:
-        figure.savefig(temporary, dpi=120)
+        figure.savefig(temporary, dpi=120, bbox_inches="tight")
     plt.close(figure)
 
 
@@ -156,5 +156,5 @@ def save_confusion_matrix(
     axes.set_title(title, fontsize=9)
     figure.colorbar(picture, label="% of the true class's images", shrink=0.7)
     with storage.replacing(path) as temporary:
-        figure.savefig(temporary, dpi=120)
+        figure.savefig(temporary, dpi=120, bbox_inches="tight")
     plt.close(figure)
