@@ -18,7 +18,7 @@ train: $(STAMP)  ## set up .venv, then train a small student by relationship mat
 	$(RUN) refilled_tf.train --gin_file=gin/quickstart.gin
 
 test: $(STAMP)  ## run the tests
-	$(RUN) pytest
+	$(RUN) pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile
 
 lint: $(STAMP)  ## check the style
 	$(RUN) ruff check

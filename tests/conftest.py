@@ -1,6 +1,11 @@
 """What all tests share: two logical CPU devices, and a work_dir with a finished teacher."""
 
+import os
 import shutil
+
+# Before TensorFlow is imported. Networks as small as those of tests keep no two threads busy;
+# `make test` runs a process for each core instead.
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
 import pytest
 import tensorflow as tf
