@@ -235,13 +235,11 @@ def test_table_is_what_another_interpreter_counts(tflite_run, model, probabiliti
         path = _file(tflite_folder, quantize)
         assert (row["name"], row["bytes"]) == (path.name, path.stat().st_size)
         found = _tensorflows_answers(path, model.data.test.images)
-        # Its kernels may round otherwise, which moves images whose best two classes are close.
+        # Its kernels may round otherwise, which may move an image or two.
         images = len(labels)
-        moved = 0.02 * images
-        hits = np.sum(found.argmax(axis=1) == labels)
-        same = np.sum(found.argmax(axis=1) == classes)
-        assert row["accuracy"] * images == pytest.approx(hits, abs=moved)
-        assert row["agreement"] * images == pytest.approx(same, abs=moved)
+        for share, wanted in (("accuracy", labels), ("agreement", classes)):
+            fewest, most = _hits(found, wanted)
+            assert fewest - 2 <= row[share] * images <= most + 2
         assert row["lost_images"] == round((keras["accuracy"] - row["accuracy"]) * images)
         difference = np.abs(found - probabilities).max()
         assert row["largest_difference"] == pytest.approx(difference, abs=MARGINS[quantize] / 2)
@@ -250,6 +248,13 @@ def test_table_is_what_another_interpreter_counts(tflite_run, model, probabiliti
         cells = [cell.strip() for cell in line.strip("| ").split("|")]
         assert cells[2:4] == [f"{100 * row['accuracy']:.2f}", f"{100 * row['agreement']:.2f}"]
         assert cells[5:] == [f"{row['milliseconds'][threads]:.2f}" for threads in "12"]
+
+
+def _hits(found, wanted):
+    """Counts answers that are right, and those that might be: int8 may hold two classes equal."""
+    best = found == found.max(axis=1, keepdims=True)
+    right = best[np.arange(len(wanted)), wanted]
+    return np.sum(right & (best.sum(axis=1) == 1)), np.sum(right)
 
 
 def _tensorflows_answers(path, images):
