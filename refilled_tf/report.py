@@ -86,7 +86,7 @@ def save_shots_picture(path: Path, rows: list[dict[str, Any]]) -> None:
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     with storage.replacing(path) as temporary:
-        figure.savefig(temporary, dpi=120, bbox_inches="tight")
+        figure.savefig(temporary, dpi=120)
     plt.close(figure)
 
 
