@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -87,6 +88,14 @@ def load_experiment(
             "settings of narrower scopes override it",
         )
     return built
+
+
+def load_text(text: str, params: Sequence[str] = ()) -> experiments.Experiment:
+    """Parses the text of a gin file; see `load_experiment`."""
+    with tempfile.TemporaryDirectory() as folder:
+        gin_file = Path(folder, "experiment.gin")
+        gin_file.write_text(text, encoding="utf-8")
+        return load_experiment([gin_file], params)
 
 
 def load_table(file: Path) -> tables.Table:

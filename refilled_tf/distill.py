@@ -141,9 +141,8 @@ def write_gin_file(path: Path, text: str, params: Sequence[str]) -> None:
         InputError: there is, or the text is no experiment; see `config.load_experiment`.
     """
     if not path.exists():
-        with storage.replacing(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-            config.load_experiment([temporary], params)
+        config.load_text(text, params)
+        storage.write_text(path, text)
         return
     there, now = path.read_text(encoding="utf-8").splitlines(), text.splitlines()
     changed = [line for line in there if line not in now and not line.startswith("#")]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -137,11 +136,8 @@ def task_in(text: str) -> Task:
     Raises:
         InputError: as `config.load_experiment` says.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        gin_file = Path(folder, "distill.gin")
-        gin_file.write_text(text, encoding="utf-8")
-        spec = config.load_experiment([gin_file])
-    return next(stage.task for stage in spec.stages() if stage.task.role == "student")
+    stages = config.load_text(text).stages()
+    return next(stage.task for stage in stages if stage.task.role == "student")
 
 
 def sizes(teacher: teachers.Teacher, image_size: int) -> dict[str, int | None]:
