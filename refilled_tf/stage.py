@@ -1,7 +1,7 @@
 """A stage: what is trained on which task with which objective, and the folder it has to itself.
 
 FOLDER/stage.json     what made it: every setting that matters, and its parents' digests
-FOLDER/checkpoints/   the last finished epochs, while it trains
+FOLDER/checkpoints/   the last saved epochs, while it trains
 FOLDER/cache/         of a teacher: its outputs for fixed views, see teacher_cache.py
 FOLDER/logs/          TensorBoard
 FOLDER/history.csv    the loss and its parts, epoch by epoch

@@ -27,6 +27,10 @@ from refilled_tf.models import networks
 from refilled_tf.models.embedding_files import EmbeddingFile
 from refilled_tf.stage import Run, Stage, check_folder, load_network, outputs
 
+# Steps between two checkpoints, at least: to write one takes as long as several steps of a small
+# network. Counted and not timed, so that all workers save the same epochs.
+SAVE_STEPS = 50
+
 
 def train(stage: Stage, run: Run) -> dict[str, Any]:
     """Trains a stage whose parents are finished, or goes on with it, or finds it finished.
@@ -232,10 +236,11 @@ def _callbacks(stage: Stage, run: Run, progress: _Progress) -> list:
 
 
 class _Progress(tf.keras.callbacks.Callback):
-    """Keeps the last finished epochs on disk, goes on from there, stops at a non-finite loss.
+    """Keeps finished epochs on disk, goes on from the last, stops at a non-finite loss.
 
     Two epochs are kept: the older one is deleted only when the newer is whole. Where a stage has a
-    selection, the best epoch so far is kept with each of them.
+    selection, the best epoch so far is kept with each of them. Short epochs are not all saved, see
+    SAVE_STEPS.
     """
 
     def __init__(self, stage: Stage, run: Run, learner: Learner, steps: int):
@@ -273,6 +278,7 @@ class _Progress(tf.keras.callbacks.Callback):
         self._elsewhere = None if run.is_chief else tempfile.TemporaryDirectory()
         where = folder if self._elsewhere is None else self._elsewhere.name
         self._manager = tf.train.CheckpointManager(checkpoint, str(where), max_to_keep=2)
+        self._unsaved_steps = 0
         self._started = time.monotonic()
         self.last_logs: dict[str, float] = {}
 
@@ -288,10 +294,7 @@ class _Progress(tf.keras.callbacks.Callback):
             self._diverged(f"the loss is {logs['loss']} at step {step}")
 
     def on_epoch_end(self, epoch: int, logs=None) -> None:
-        """Saves the epoch, unless its last step has spoilt the weights."""
-        weights = self._learner.trainable_variables
-        if not all(bool(tf.reduce_all(tf.math.is_finite(w))) for w in weights):
-            self._diverged(f"a weight is not finite after step {(epoch + 1) * self._steps}")
+        """Saves the epoch, if it is time to, unless its last step has spoilt the weights."""
         if self._stage.selection:
             self._select(epoch + 1)
         now = time.monotonic()
@@ -299,10 +302,20 @@ class _Progress(tf.keras.callbacks.Callback):
         self._started = now
         self._epochs.assign(epoch + 1)
         self.last_logs = {name: float(value) for name, value in logs.items()}
-        self._manager.save(checkpoint_number=epoch + 1)
-        deadline = self._run.deadline
-        if deadline is not None and now > deadline and epoch + 1 < self._stage.recipe.total_epochs:
+        self._unsaved_steps += self._steps
+        is_last = epoch + 1 == self._stage.recipe.total_epochs
+        is_over = self._run.deadline is not None and now > self._run.deadline
+        if self._unsaved_steps >= SAVE_STEPS or is_last or is_over:
+            self._save(epoch + 1)
+        if is_over and not is_last:
             raise OutOfTimeError
+
+    def _save(self, epoch: int) -> None:
+        weights = self._learner.trainable_variables
+        if not all(bool(tf.reduce_all(tf.math.is_finite(w))) for w in weights):
+            self._diverged(f"a weight is not finite after step {epoch * self._steps}")
+        self._manager.save(checkpoint_number=epoch)
+        self._unsaved_steps = 0
 
     @property
     def best_selection(self) -> dict[str, float]:

@@ -29,6 +29,12 @@ from refilled_tf.recipe import Recipe
 from refilled_tf.stage import load_head, load_network
 
 
+@pytest.fixture(autouse=True)
+def _every_epoch_saved(monkeypatch):
+    """An epoch of these tests is too short to be saved otherwise, unless it is the last."""
+    monkeypatch.setattr(training, "SAVE_STEPS", 1)
+
+
 def _poison(monkeypatch):
     def fit(*args, **kwargs):
         raise AssertionError("trained again")
@@ -116,6 +122,15 @@ def test_resumed_stage_is_the_unbroken_one(run, finished, tmp_path, monkeypatch)
     for a, b in zip(weights, tiny.saved_weights(run.work_dir, spec.name), strict=True):
         np.testing.assert_array_equal(a, b)
     assert not checkpoints.exists()
+
+
+def test_short_epochs_are_saved_together(run, monkeypatch):
+    spec = tiny.first(recipe=dataclasses.replace(tiny.RECIPE, epochs=5))
+    steps = len(training.load(spec.task, None).train.labels) // spec.recipe.batch_size
+    monkeypatch.setattr(training, "SAVE_STEPS", 2 * steps)
+    # After two epochs, after two more, and the last in any case.
+    checkpoints = _stopped(run, monkeypatch, spec, epoch=5)
+    assert {path.name for path in checkpoints.glob("*.index")} == {"ckpt-4.index", "ckpt-5.index"}
 
 
 def test_stage_stopped_after_its_last_epoch_is_only_finished(run, monkeypatch):
