@@ -216,16 +216,17 @@ def as_markdown(grid: Grid) -> str:
 
 
 def as_csv(grid: Grid) -> str:
-    """Returns a line for each cell; accuracies in percent."""
+    """Returns a line for each cell; accuracies in percent, at last those of the seeds."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["method", "column", "mean", "deviation", "seeds", "missing", "paper"])
+    writer.writerow(["method", "column", "mean", "deviation", "seeds", "missing", "paper", "values"])
     for (method, column), cell in grid.cells.items():
         mean = f"{cell.mean:.4f}" if cell.values else ""
         deviation = "" if cell.deviation is None else f"{cell.deviation:.4f}"
         paper = "" if cell.paper is None else cell.paper
         counts = len(cell.values), len(cell.missing)
-        writer.writerow([method, column, mean, deviation, *counts, paper])
+        values = " ".join(f"{value:.4f}" for value in cell.values)
+        writer.writerow([method, column, mean, deviation, *counts, paper, values])
     return out.getvalue()
 
 

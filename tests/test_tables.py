@@ -87,6 +87,7 @@ def test_csv_has_a_line_for_each_cell(grid):
         "seeds": "3",
         "missing": "0",
         "paper": "60.0",
+        "values": "50.0000 60.0000 70.0000",
     }
     assert lines["Second", "b"]["deviation"] == lines["Second", "b"]["paper"] == ""
 
