@@ -234,15 +234,16 @@ def test_table_is_what_another_interpreter_counts(tflite_run, model, probabiliti
     for row, quantize in zip(rows, QUANTIZATIONS, strict=True):
         path = _file(tflite_folder, quantize)
         assert (row["name"], row["bytes"]) == (path.name, path.stat().st_size)
-        found = _tensorflows_answers(path, model.data.test.images)
-        # Its kernels may round otherwise, which may move an image or two.
-        images = len(labels)
+        # TensorFlow's kernels may round otherwise, which may move a few images in a thousand.
+        found, images = _answers(tf.lite.Interpreter, path, model.data.test.images), len(labels)
         for share, wanted in (("accuracy", labels), ("agreement", classes)):
             fewest, most = _hits(found, wanted)
-            assert fewest - 2 <= row[share] * images <= most + 2
+            assert fewest - 0.005 * images <= row[share] * images <= most + 0.005 * images
         assert row["lost_images"] == round((keras["accuracy"] - row["accuracy"]) * images)
+        # The worst of all images is one that a rounding moves far: asked of the same kernels.
+        found = _answers(Interpreter, path, model.data.test.images)
         difference = np.abs(found - probabilities).max()
-        assert row["largest_difference"] == pytest.approx(difference, abs=MARGINS[quantize] / 2)
+        assert row["largest_difference"] == pytest.approx(difference, abs=1e-4)
         assert row["milliseconds"].keys() == {"1", "2"}
         line = next(line for line in page.splitlines() if path.name in line)
         cells = [cell.strip() for cell in line.strip("| ").split("|")]
@@ -257,9 +258,8 @@ def _hits(found, wanted):
     return np.sum(right & (best.sum(axis=1) == 1)), np.sum(right)
 
 
-def _tensorflows_answers(path, images):
-    interpreter = tf.lite.Interpreter(str(path))
-    answers = interpreter.get_signature_runner()
+def _answers(interpreter, path, images):
+    answers = interpreter(str(path)).get_signature_runner()
     dtype = answers.get_input_details()["image"]["dtype"]
     found = [answers(image=image[None].astype(dtype))["probabilities"][0] for image in images]
     return np.array(found) / (256 if dtype == np.uint8 else 1)
