@@ -50,10 +50,11 @@ def write_table(folder: Path, facts: dict[str, str], grid: Grid, settings: dict[
         grid: the results.
         settings: for each experiment, by its gin file and parameters, all its settings.
     """
+    has_paper = any(cell.paper is not None for cell in grid.cells.values())
     note = (
         "The small protocol for a CPU: the paper's numbers are of other data and longer training, "
         "and stand here for orientation only.\n\n"
-        if facts["scale"] == "cpu" and any(cell.paper for cell in grid.cells.values())
+        if facts["scale"] == "cpu" and has_paper
         else ""
     )
     missing = f"Not finished: {'; '.join(grid.missing)}.\n\n" if grid.missing else ""
@@ -72,7 +73,8 @@ def write_table(folder: Path, facts: dict[str, str], grid: Grid, settings: dict[
         }
         for method in grid.methods
     ]
-    content = {"columns": grid.columns, "lines": lines, "missing": grid.missing, "note": note}
+    content = {"columns": grid.columns, "lines": lines, "missing": grid.missing}
+    content |= {"note": note, "has_paper": has_paper}
     storage.write_json(folder / f"{folder.name}.json", facts | content | {"settings": settings})
     storage.write_text(folder / f"{folder.name}.html", _page(facts["title"], [folder]))
 

@@ -219,7 +219,8 @@ def as_csv(grid: Grid) -> str:
     """Returns a line for each cell; accuracies in percent, at last those of the seeds."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["method", "column", "mean", "deviation", "seeds", "missing", "paper", "values"])
+    header = "method,column,mean,deviation,seeds,missing,paper,values"
+    writer.writerow(header.split(","))
     for (method, column), cell in grid.cells.items():
         mean = f"{cell.mean:.4f}" if cell.values else ""
         deviation = "" if cell.deviation is None else f"{cell.deviation:.4f}"

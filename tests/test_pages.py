@@ -78,6 +78,7 @@ def test_table_shows_number_spread_paper_and_what_is_missing(work_dir):
     # The deviation of 50 and 52 is √2.
     for part in ("51.00 ± 1.41", "60.00 (1 of 2)", "62.50 (-2.50)", "REFILLED (1), seed 1"):
         assert part in text
+    assert "Below a number: the paper's" in text
     assert "python -m x" in text
 
 
@@ -89,6 +90,13 @@ def test_small_scale_says_what_the_papers_numbers_are_for(work_dir):
         )
         assert "for orientation only" in small
         assert "for orientation only" not in papers
+
+
+def test_table_without_papers_numbers_does_not_speak_of_them(tmp_path):
+    (tmp_path / "mine").mkdir()
+    grid = Grid(("Student",), ("1",), {("Student", "1"): Cell((50.0,), ())})
+    pages.write_table(tmp_path / "mine", FACTS | {"scale": "cpu"}, grid, {})
+    assert "the paper's" not in (tmp_path / "mine" / "mine.html").read_text(encoding="utf-8")
 
 
 def test_report_of_nothing_says_so(tmp_path):
