@@ -29,7 +29,7 @@ from refilled_tf.stage import Run, Stage, check_folder, load_network, outputs
 
 # Steps between two checkpoints, at least: to write one takes as long as several steps of a small
 # network. Counted and not timed, so that all workers save the same epochs.
-SAVE_STEPS = 50
+SAVE_STEPS = 200
 
 
 def train(stage: Stage, run: Run) -> dict[str, Any]:

@@ -44,8 +44,11 @@ Maml.shots = 2
 Maml.queries = 4
 Maml.inner_steps = 1
 InnerLoop.steps = 2
+InnerLoop.group = 4
 FineTune.steps = 5
+FineTune.group = 4
 FineTune.first = ('logits', 'block4_conv')
 Refilled.steps = 5
+Refilled.group = 4
 Refilled.weight = (0.0, 1.0)
 """
