@@ -85,14 +85,14 @@ def test_worker_that_fails_is_reported():
 def test_command_prints_a_row_for_each_step():
     done = _run(
         "--networks=wrn_16_1",
-        "--steps=student,AT",
+        "--steps=student,pipeline,AT",
         *("--batch_size=4", "--repeats=1", "--block=1", "--torch_python="),
     )
     assert done.returncode == 0, done.stderr
     table = [line for line in done.stdout.splitlines() if line.startswith("|")]
     header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table)
     assert tuple(header) == training.HEADER
-    assert [row[:2] for row in rows] == [["wrn_16_1", s] for s in ("student", "AT")]
+    assert [row[:2] for row in rows] == [["wrn_16_1", s] for s in ("student", "pipeline", "AT")]
     assert all(float(row[2]) > 0 and row[3:5] == ["-", "-"] for row in rows)
     alone = float(rows[0][2])
     for row in rows:
