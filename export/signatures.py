@@ -151,7 +151,7 @@ def _functions(network: tf.keras.Model, data: Data, names: tf.lookup.StaticHashT
     images_spec = tf.TensorSpec([None, size, size, 3], tf.float32)
 
     # A function of its own, so that the network is in the graph once for all signatures.
-    @tf.function(input_signature=[images_spec])
+    @tf.function(input_signature=[images_spec], autograph=False)
     def outputs(images):
         # oneDNN's convolutions, which TensorFlow turns on by the kind of CPU, fail on no image at
         # all. Such a batch gets a black one; any other passes as it is, without a copy.
@@ -221,7 +221,11 @@ def _functions(network: tf.keras.Model, data: Data, names: tf.lookup.StaticHashT
         classify: [strings],
         serving_support: [strings, strings, strings],
     }
+    # Nothing here is a Python branch or loop over tensors, which is all that autograph would turn
+    # into a graph; to look for them takes longer than to trace.
     return {
-        function.__name__: tf.function(function, input_signature=specs).get_concrete_function()
+        function.__name__: tf.function(
+            function, input_signature=specs, autograph=False
+        ).get_concrete_function()
         for function, specs in signatures.items()
     }

@@ -84,10 +84,8 @@ def write(trained: Trained, quantizations: Sequence[str], output_dir: Path, comm
     Raises:
         InputError: the folder cannot be written.
     """
-    files = {}
-    for quantize in quantizations:
-        print(f"converting to {tflite_model.QUANTIZATIONS[quantize]}", flush=True)
-        files[f"{MODEL_NAME}_{quantize}.tflite"] = tflite_model.convert(trained, quantize)
+    converted = tflite_model.convert(trained, quantizations)
+    files = {f"{MODEL_NAME}_{name}.tflite": content for name, content in converted.items()}
     results = _facts(trained, command) | {"rows": score(trained, files)}
     page = text(results)
     try:

@@ -13,7 +13,7 @@ import contextlib
 import io
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import flatbuffers
 import numpy as np
@@ -21,6 +21,7 @@ import tensorflow as tf
 from ai_edge_litert import schema_py_generated as model_schema
 from ai_edge_litert.tools import flatbuffer_utils
 from mediapipe.tasks.metadata import metadata_schema_py_generated as metadata_schema
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from export import MODEL_NAME
 from export.trained import Trained
@@ -37,42 +38,54 @@ CALIBRATION_IMAGES = 300
 LABELS = "labels.txt"
 
 
-def convert(trained: Trained, quantize: str) -> bytes:
+def convert(trained: Trained, quantizations: Sequence[str]) -> dict[str, bytes]:
     """Converts a classifier.
 
     Args:
         trained: what to convert.
-        quantize: one of `QUANTIZATIONS`.
+        quantizations: names of `QUANTIZATIONS`.
 
     Returns:
-        The file's content.
+        The files' contents by these names.
     """
+    function, files = _frozen(trained), {}
+    for quantize in quantizations:
+        print(f"converting to {QUANTIZATIONS[quantize]}", flush=True)
+        # An empty module: a frozen function has no variables that one would have to keep.
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([function], tf.Module())
+        if quantize != "none":
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if quantize == "float16":
+            converter.target_spec.supported_types = [tf.float16]
+        if quantize == "int8":
+            converter.representative_dataset = lambda: _calibration_images(trained.data)
+            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+            converter.inference_input_type = converter.inference_output_type = tf.uint8
+        with silent():
+            model = converter.convert()
+        files[quantize] = _with_metadata(model, trained, quantize)
+    return files
+
+
+def _frozen(trained: Trained) -> tf.types.experimental.ConcreteFunction:
+    """Returns the classifier as a function of its image alone, its weights being constants."""
     network, options = _in_float32(trained.network), trained.stage.task.data
-    side = options.load_size
+    image_spec = tf.TensorSpec([1, options.load_size, options.load_size, 3], name="image")
 
     # A classifier on a phone hands over the whole picture, resized: the crop has to be in here.
-    @tf.function(input_signature=[tf.TensorSpec([1, side, side, 3], name="image")])
+    @tf.function(input_signature=[image_spec])
     def probabilities(image):
         crop = batches.center_crop(image, options.image_size)
-        return {"probabilities": tf.nn.softmax(network(crop, training=False)["logits"])}
+        return tf.nn.softmax(network(crop, training=False)["logits"])
 
-    # Its variables alone: the converter saves all that is tracked, and so would trace the model.
-    module = tf.Module()
-    module.weights = network.weights
-    converter = tf.lite.TFLiteConverter.from_concrete_functions(
-        [probabilities.get_concrete_function()], module
-    )
-    if quantize != "none":
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    if quantize == "float16":
-        converter.target_spec.supported_types = [tf.float16]
-    if quantize == "int8":
-        converter.representative_dataset = lambda: _calibration_images(trained.data)
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        converter.inference_input_type = converter.inference_output_type = tf.uint8
-    with silent():
-        model = converter.convert()
-    return _with_metadata(model, trained, quantize)
+    frozen = convert_variables_to_constants_v2(probabilities.get_concrete_function())
+
+    # Once more, since freezing forgets what the output is called.
+    @tf.function(input_signature=[image_spec])
+    def named(image):
+        return {"probabilities": frozen(image)[0]}
+
+    return named.get_concrete_function()
 
 
 def _in_float32(network: tf.keras.Model) -> tf.keras.Model:

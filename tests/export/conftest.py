@@ -1,6 +1,7 @@
 """A finished training, and its export as the command makes it."""
 
 import digits
+import filelock
 import pytest
 import tensorflow as tf
 
@@ -9,14 +10,38 @@ from refilled_tf import config, stage, storage, training
 
 
 @pytest.fixture(scope="session")
-def work_dir(tmp_path_factory):
+def made_once(tmp_path_factory, worker_id):
+    """Returns a function from a name and a maker to a folder that all of pytest's workers share.
+
+    The first to ask makes it; nobody writes into it afterwards.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if worker_id != "master":
+        root = root.parent  # each worker has its own folder in there
+
+    def made(name, make):
+        finished = root / f"{name}.made"
+        with filelock.FileLock(root / f"{name}.lock"):
+            if not finished.exists():
+                make(root / name)
+                finished.touch()
+        return root / name
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def work_dir(made_once):
     """A training of which "student" is finished, the embedding "triplet" and "refilled" not."""
-    folder = tmp_path_factory.mktemp("work_dir")
+    return made_once("work_dir", _train)
+
+
+def _train(folder):
+    folder.mkdir()
     spec = digits.experiment(folder, "Experiment.rows = [@student/Stage(), @refilled/Stage()]")
     storage.write_text(folder / config.OPERATIVE, config.operative_config())
     where = stage.Run(folder, None, tf.distribute.get_strategy())
     training.train(next(each for each in spec.stages() if each.name == "student"), where)
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -25,12 +50,14 @@ def model(work_dir):
 
 
 @pytest.fixture(scope="session")
-def base(work_dir, tmp_path_factory):
+def base(made_once, work_dir):
     """The folder of versions that the command itself has made."""
-    folder = tmp_path_factory.mktemp("exports") / "digits"
+    return made_once("exports", lambda folder: _export(work_dir, folder))
+
+
+def _export(work_dir, folder):
     run = digits.command("export.saved_model", f"--work_dir={work_dir}", f"--export_dir={folder}")
     assert run.returncode == 0, run.stderr
-    return folder
 
 
 @pytest.fixture(scope="session")

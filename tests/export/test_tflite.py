@@ -95,7 +95,7 @@ def test_two_pictures_of_one_centre_get_the_same_answer(model):
     red = tf.keras.layers.GlobalAveragePooling2D()(images)[:, :1]
     network = tf.keras.Model(images, {"embedding": red, "logits": red * tf.range(7.0)})
     small = _with(model, network, ["0", "eins", "deux ", "três", "четыре", "五", "6️⃣"])
-    content = tflite_model.convert(small, "none")
+    content = tflite_model.convert(small, ["none"])["none"]
 
     dark, bright = np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 255, np.uint8)
     dark[2:6, 2:6] = bright[2:6, 2:6] = 2
@@ -126,7 +126,7 @@ def test_network_in_mixed_precision(model, probabilities):
         ),
     )
     layers.set_weights(model.network.get_weights())
-    content = tflite_model.convert(model._replace(network=layers), "none")
+    content = tflite_model.convert(model._replace(network=layers), ["none"])["none"]
     _, scores = _classify(content, model.data.test.images[:20])
     np.testing.assert_allclose(scores, probabilities[:20], atol=1e-4)
 
@@ -170,7 +170,7 @@ def test_int8_takes_bytes_as_they_are_whatever_training_images_span(model):
     pooled = tf.keras.layers.GlobalAveragePooling2D()(images)
     logits = tf.keras.layers.Dense(3, kernel_initializer="ones")(pooled)
     network = tf.keras.Model(images, {"embedding": pooled, "logits": logits})
-    content = tflite_model.convert(_with(model, network, "abc"), "int8")
+    content = tflite_model.convert(_with(model, network, "abc"), ["int8"])["int8"]
     (taken,) = _converted(content).get_input_details()
     assert taken["quantization"] == (1.0, 0)
 
@@ -211,7 +211,8 @@ def _metadata_buffer(content):
 
 
 def test_same_network_gives_the_same_file(tflite_folder, model):
-    assert tflite_model.convert(model, "none") == _file(tflite_folder, "none").read_bytes()
+    content = tflite_model.convert(model, ["none"])["none"]
+    assert content == _file(tflite_folder, "none").read_bytes()
 
 
 # What is said of them.
@@ -294,12 +295,14 @@ def test_loss_of_more_than_a_point_is_pointed_out(lost, warned, tflite_folder):
 
 
 def test_interrupted_conversion_leaves_nothing(model, tmp_path, monkeypatch):
-    def interrupted(trained, quantize):
+    with_metadata = tflite_model._with_metadata
+
+    def interrupted(content, trained, quantize):
         if quantize == "float16":
             raise KeyboardInterrupt
-        return b"converted"
+        return with_metadata(content, trained, quantize)
 
-    monkeypatch.setattr(tflite_model, "convert", interrupted)
+    monkeypatch.setattr(tflite_model, "_with_metadata", interrupted)
     with pytest.raises(KeyboardInterrupt):
         tflite_files.write(model, ["none", "float16"], tmp_path / "out", "command")
     assert list(tmp_path.iterdir()) == []
@@ -308,7 +311,7 @@ def test_interrupted_conversion_leaves_nothing(model, tmp_path, monkeypatch):
 def test_folder_that_cannot_be_written(model, tflite_folder, tmp_path, monkeypatch):
     (tmp_path / "out/refilled_none.tflite").mkdir(parents=True)
     content = _file(tflite_folder, "none").read_bytes()
-    monkeypatch.setattr(tflite_model, "convert", lambda trained, quantize: content)
+    monkeypatch.setattr(tflite_model, "convert", lambda trained, names: {"none": content})
     with pytest.raises(InputError, match=r"--output_dir=.*out cannot be written: .*Is a directory"):
         tflite_files.write(model, ["none"], tmp_path / "out", "command")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["refilled_none.tflite"]
