@@ -7,9 +7,9 @@ import json
 import os
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
+import commands
 import numpy as np
 import photos
 import pytest
@@ -25,14 +25,8 @@ SMALL = ("--image_size=8", "--gin_param=Stage.backbone = @TinyNetwork()")
 
 def _distill(images, teacher, output, *flags):
     options = (f"--images={images}", f"--teacher={teacher}", f"--output={output}")
-    return subprocess.run(
-        tiny.command("distill", *options, *SMALL, "--gin_param=Recipe.epochs = 2", *flags),
-        cwd=tiny.ROOT,
-        env=tiny.environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    flags = (*options, *SMALL, "--gin_param=Recipe.epochs = 2", *flags)
+    return commands.run("refilled_tf.distill", *flags, env=tiny.environment())
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-import subprocess
 
+import commands
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -97,13 +97,7 @@ def test_command_writes_numbers_and_picture(tmp_path):
         "figure1": [f"--output_dir={output}", "--seeds=2", "--sizes=5", "--batch_size=32"],
     }
     for module, own in flags.items():
-        run = subprocess.run(
-            tiny.command(module, f"--work_dir={work_dir}", *own),
-            env=tiny.environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        run = commands.run(f"refilled_tf.{module}", f"--work_dir={work_dir}", *own)
         assert run.returncode == 0, run.stderr
     assert "The paper's claim" in run.stdout
     with (output / "figure1.csv").open() as file:

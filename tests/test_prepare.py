@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
+import commands
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-import tiny
 from PIL import Image
 
 from refilled_tf import prepare
@@ -28,14 +25,7 @@ def manual_dir(tmp_path):
 
 
 def _run(*flags):
-    return subprocess.run(
-        [sys.executable, "-m", "refilled_tf.prepare", *flags],
-        cwd=tiny.ROOT,
-        env=tiny.environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return commands.run("refilled_tf.prepare", *flags)
 
 
 def test_command_prepares_what_a_source_can_read(manual_dir, tmp_path):

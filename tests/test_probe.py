@@ -5,13 +5,11 @@ The order is known beforehand: embeddings that hold the class, in more and more 
 
 from __future__ import annotations
 
-import subprocess
-
+import commands
 import numpy as np
 import PIL.Image
 import pytest
 import tensorflow as tf
-import tiny
 
 from refilled_tf import distill_config, probe, teachers
 from refilled_tf.data.sources import Digits
@@ -103,14 +101,13 @@ def test_too_few_images_are_named(folder):
 
 
 def test_command_prints_the_table(folder):
-    command = tiny.command(
-        "probe",
+    done = commands.run(
+        "refilled_tf.probe",
         f"--images={folder}/images",
         *(f"--teacher={folder}/{name}" for name in ("some.npz", "pixels.keras")),
         "--image_size=16",
         "--folds=3",
     )
-    done = subprocess.run(command, env=tiny.environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = [line for line in done.stdout.splitlines() if line.startswith(f"| {folder}")]
     assert ["pixels.keras" in row for row in rows] == [True, False]
@@ -127,8 +124,7 @@ def test_options_are_spread_over_the_teachers():
 
 
 def test_unknown_teacher_ends_in_one_line(folder):
-    command = tiny.command("probe", f"--images={folder}/images", "--teacher=none.keras")
-    done = subprocess.run(command, env=tiny.environment(), capture_output=True, text=True)
+    done = commands.run("refilled_tf.probe", f"--images={folder}/images", "--teacher=none.keras")
     assert done.returncode == 1
     assert "error: --teacher=none.keras: there is no such thing; accepted are" in done.stderr
     assert "Traceback" not in done.stderr

@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 import types
+from concurrent import futures
 
+import commands
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -48,10 +50,12 @@ def table(tmp_path):
     return tmp_path / "digits.gin"
 
 
-def _start(table, work_dir, *flags):
-    command = tiny.command("reproduce", f"--table={table}", f"--work_dir={work_dir}", *flags)
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=tiny.environment(), **pipes)
+def _reproduce(table, work_dir, *flags):
+    done = commands.run(
+        "refilled_tf.reproduce", f"--table={table}", f"--work_dir={work_dir}", *flags
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def _stages(work_dir):
@@ -63,11 +67,8 @@ def _stages(work_dir):
 def test_two_processes_share_a_table_and_give_what_one_gives(table, tmp_path):
     """Each stage is trained by one of them, to the weights that `experiment.run` trains."""
     work_dir = tmp_path / "work"
-    outputs = []
-    for process in [_start(table, work_dir) for _ in range(2)]:
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err
-        outputs.append(out)
+    with futures.ThreadPoolExecutor() as two:
+        outputs = list(two.map(_reproduce, [table] * 2, [work_dir] * 2))
     taken = [[line for line in out.splitlines() if line in _stages(work_dir)] for out in outputs]
     assert sorted(taken[0] + taken[1]) == sorted(_stages(work_dir))
     assert len(_stages(work_dir)) == 1 + 1 + 2 * 3  # teacher, its probe, three stages a column
@@ -150,18 +151,14 @@ def test_time_that_is_over_stops_between_epochs(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.slow
 def test_dry_run_writes_nothing_and_collecting_trains_nothing(table, tmp_path):
-    process = _start(table, tmp_path / "dry", "--dry_run")
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
+    out = _reproduce(table, tmp_path / "dry", "--dry_run")
     assert not (tmp_path / "dry").exists()
     # Of 2 experiments: the teacher is in both, the others in one each.
     uses = [line.split("|")[2].strip() for line in out.splitlines() if "unknown |" in line]
     assert sorted(uses)[-1] == "2"
     assert "0 of 8 finished" in out
 
-    process = _start(table, tmp_path / "none", "--collect")
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
+    _reproduce(table, tmp_path / "none", "--collect")
     assert not list((tmp_path / "none").glob("stages/*"))
     assert json.loads((tmp_path / "none" / "digits" / "digits.json").read_text())["missing"]
 

@@ -7,10 +7,10 @@ a subprocess would take seconds for each.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import matplotlib.image
 import numpy as np
 import pytest
@@ -174,14 +174,8 @@ def test_work_dir_holds_other_things(fails, gin_file, tmp_path):
 
 
 def _command(module, *arguments, cwd):
-    return subprocess.run(
-        tiny.command(module, *arguments),
-        env=tiny.environment(TF_CPP_MIN_LOG_LEVEL="3"),
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=TIME_LIMIT,
-    )
+    env = tiny.environment(TF_CPP_MIN_LOG_LEVEL="3")
+    return commands.run(f"refilled_tf.{module}", *arguments, cwd=cwd, env=env)
 
 
 def _error_of(done):

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
 
+import commands
 import numpy as np
 import pytest
 import tensorflow as tf
-import tiny
 
 from benchmarks import episodes
 from refilled_tf.data.episodes import Episodes
@@ -34,14 +32,7 @@ def test_plain_loop_learns_the_same(name, what):
 
 def test_command_prints_a_row_for_each_learner_and_number_of_shots():
     flags = ("--learners=fine_tune_top", "--shots=1,2", "--tasks=2", "--repeats=1")
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.episodes", *flags],
-        cwd=tiny.ROOT,
-        env=tiny.environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = commands.run("benchmarks.episodes", *flags)
     assert done.returncode == 0, done.stderr
     table = [line for line in done.stdout.splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2:]]
@@ -50,13 +41,6 @@ def test_command_prints_a_row_for_each_learner_and_number_of_shots():
 
 
 def test_unknown_learner_is_named():
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.episodes", "--learners=nope"],
-        cwd=tiny.ROOT,
-        env=tiny.environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = commands.run("benchmarks.episodes", "--learners=nope")
     assert done.returncode == 1
     assert "--learners: nope; there are fine_tune_top" in done.stderr

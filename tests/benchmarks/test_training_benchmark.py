@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 
+import commands
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -25,11 +26,6 @@ TORCH = shutil.which(
     os.environ.get("TORCH_PYTHON", os.path.join(blocks.ROOT, ".venv-torch/bin/python"))
 )
 needs_torch = pytest.mark.skipif(TORCH is None, reason="no Python with torch")
-
-
-def _run(*flags):
-    command = [sys.executable, "-m", "benchmarks.training", *flags]
-    return subprocess.run(command, cwd=blocks.ROOT, capture_output=True, text=True, check=False)
 
 
 def _in_torch(expression, given):
@@ -83,7 +79,8 @@ def test_worker_that_fails_is_reported():
 
 @pytest.mark.slow
 def test_command_prints_a_row_for_each_step():
-    done = _run(
+    done = commands.run(
+        "benchmarks.training",
         "--networks=wrn_16_1",
         "--steps=student,pipeline,AT",
         *("--batch_size=4", "--repeats=1", "--block=1", "--torch_python="),
@@ -108,7 +105,7 @@ def test_command_prints_a_row_for_each_step():
     ],
 )
 def test_bad_flag_is_named(flag, message):
-    done = _run(flag)
+    done = commands.run("benchmarks.training", flag)
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,5 +1,6 @@
 """A finished training, and its export as the command makes it."""
 
+import commands
 import digits
 import filelock
 import pytest
@@ -56,7 +57,7 @@ def base(made_once, work_dir):
 
 
 def _export(work_dir, folder):
-    run = digits.command("export.saved_model", f"--work_dir={work_dir}", f"--export_dir={folder}")
+    run = commands.run("export.saved_model", f"--work_dir={work_dir}", f"--export_dir={folder}")
     assert run.returncode == 0, run.stderr
 
 
@@ -70,7 +71,7 @@ def version(base):
 def tflite_run(work_dir, tmp_path_factory):
     """The command that makes .tflite files, finished, and their folder."""
     folder = tmp_path_factory.mktemp("tflite") / "made/by it"
-    run = digits.command("export.tflite", f"--work_dir={work_dir}", f"--output_dir={folder}")
+    run = commands.run("export.tflite", f"--work_dir={work_dir}", f"--output_dir={folder}")
     assert run.returncode == 0, run.stderr
     return run, folder
 

@@ -1,7 +1,5 @@
 """A training on scikit-learn's digits that the tests of exports start from."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 from refilled_tf import config
@@ -27,14 +25,3 @@ def experiment(folder, *params):
     path = folder / "digits.gin"
     path.write_text(GIN)
     return config.load_experiment([path], params)
-
-
-def command(module, *flags):
-    """Runs `python -m MODULE FLAGS` in the project's folder."""
-    return subprocess.run(
-        [sys.executable, "-m", module, *map(str, flags)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )

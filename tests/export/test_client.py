@@ -5,7 +5,7 @@ Expected names and scores are those of the Keras network.
 
 import re
 
-import digits
+import commands
 import embedded
 import numpy as np
 import pytest
@@ -51,7 +51,7 @@ def printed(model, files):
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_classes_are_printed(protocol, server, files, printed):
     address = {"grpc": f"grpc://{server.grpc}", "http": server.http}[protocol]
-    run = digits.command("export.client", f"--address={address}", "--label=stable", *files)
+    run = commands.run("export.client", f"--address={address}", "--label=stable", *files)
     assert (run.returncode, run.stdout) == (0, printed), run.stderr
 
 
@@ -63,7 +63,7 @@ def test_classes_are_learnt_from_files_and_folders(protocol, server, model, tmp_
     paths = [tmp_path / "folder/1.png", tmp_path / "folder/2.png", tmp_path / "one.png"]
     for path, row in zip(paths, [*first, second[0]], strict=True):
         path.write_bytes(tf.io.encode_png(model.data.test.images[row]).numpy())
-    run = digits.command(
+    run = commands.run(
         "export.client",
         f"--address={ {'grpc': server.grpc, 'http': server.http}[protocol] }",
         f"--support=one name={tmp_path / 'folder'}",
@@ -101,7 +101,7 @@ def test_impossible_support_is_refused(options, message, files, tmp_path):
     ],
 )
 def test_command_ends_with_one_line_on_bad_input(arguments, message):
-    run = digits.command("export.client", *arguments)
+    run = commands.run("export.client", *arguments)
     assert (run.returncode, run.stdout) == (1, "")
     assert run.stderr.splitlines()[-1] == f"error: {message}"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import digits
+import commands
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -59,9 +59,7 @@ def test_network_of_a_task_answers_as_the_row_was_scored(name, finished_rows):
 def test_saved_model_knows_the_tasks_classes(finished_rows, tmp_path):
     work_dir, _ = finished_rows
     flags = (f"--work_dir={work_dir}", f"--export_dir={tmp_path / 'exports'}")
-    done = digits.command(
-        "export.saved_model", *flags, "--stage=refilled_convnet_2_shot", "--task=1"
-    )
+    done = commands.run("export.saved_model", *flags, "--stage=refilled_convnet_2_shot", "--task=1")
     assert done.returncode == 0, done.stderr
     (number,) = versions.existing(tmp_path / "exports")
     version = tmp_path / "exports" / str(number)

@@ -9,6 +9,7 @@ import re
 import subprocess
 from pathlib import Path
 
+import commands
 import digits
 import images
 import numpy as np
@@ -516,7 +517,7 @@ def test_export_dir_below_a_file(model, tmp_path):
 
 def test_command_ends_with_one_line_on_bad_input(work_dir, tmp_path):
     (tmp_path / "file").touch()
-    run = digits.command(
+    run = commands.run(
         "export.saved_model", f"--work_dir={work_dir}", f"--export_dir={tmp_path / 'file'}"
     )
     assert run.returncode == 1

@@ -10,7 +10,7 @@ import json
 import zipfile
 from collections import Counter
 
-import digits
+import commands
 import mediapipe
 import numpy as np
 import pytest
@@ -334,7 +334,7 @@ def test_output_dir_below_a_file(tmp_path):
 
 def test_command_ends_with_one_line_on_bad_input(work_dir, tmp_path):
     out = tmp_path / "out"
-    run = digits.command(
+    run = commands.run(
         "export.tflite", f"--work_dir={work_dir}", f"--output_dir={out}", "--quantize=int4,none"
     )
     assert run.returncode == 1

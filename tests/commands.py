@@ -1,0 +1,67 @@
+"""The project's commands, each in a process of its own.
+
+Importing TensorFlow takes longer than most of what tests ask of a command, so these processes are
+forked from one that has imported it, and nothing more.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["tensorflow", "refilled_tf.config"])
+
+
+def run(
+    module: str,
+    *flags: object,
+    cwd: Path = ROOT,
+    env: Mapping[str, str] = os.environ,
+    timeout: float = 300,
+) -> subprocess.CompletedProcess[str]:
+    """Does what `python -m MODULE FLAGS` does, which in addition knows tiny.TinyNetwork.
+
+    Args:
+        module: such as "refilled_tf.train".
+        flags: of the command.
+        cwd: the folder it is run in.
+        env: its environment.
+        timeout: seconds after which it is killed.
+
+    Returns:
+        Its exit status, stdout and stderr.
+    """
+    command = [module, *map(str, flags)]
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = [Path(folder) / name for name in ("stdout", "stderr")]
+        process = _CONTEXT.Process(target=_run, args=(command, cwd, dict(env), outputs))
+        process.start()
+        process.join(timeout)
+        if process.exitcode is None:
+            process.kill()
+            raise subprocess.TimeoutExpired(command, timeout)
+        texts = [path.read_text(encoding="utf-8") for path in outputs]
+    return subprocess.CompletedProcess(command, process.exitcode, *texts)
+
+
+def _run(command: list[str], cwd: Path, env: dict[str, str], outputs: list[Path]) -> None:
+    """Becomes the command."""
+    for number, path in enumerate(outputs, start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.path.insert(0, str(cwd))
+    sys.argv = command
+    import tiny  # noqa: F401, registers its network
+
+    runpy.run_module(command[0], run_name="__main__", alter_sys=True)
