@@ -1,6 +1,8 @@
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 STAMP := $(VENV)/requirements.stamp
+# Python compiles what it imports, once; pip would take a minute to compile everything.
+PIP_FLAGS := --quiet --no-input --disable-pip-version-check --no-compile
 TFX := .venv-tfx
 TFX_DEMO := export/tfx_demo
 WEB := export/web
@@ -27,8 +29,8 @@ tfx-demo: $(TFX)/requirements.stamp  ## run a TFX pipeline on digits, in a .venv
 	PYTHONWARNINGS=ignore TF_CPP_MIN_LOG_LEVEL=3 $(TFX)/bin/python -m export.tfx_demo.pipeline
 
 $(TFX)/requirements.stamp: $(TFX_DEMO)/requirements.txt $(TFX_DEMO)/tfx.txt | $(TFX)/bin/pip
-	$(TFX)/bin/pip install --quiet --no-input --disable-pip-version-check -r $(TFX_DEMO)/requirements.txt
-	$(TFX)/bin/pip install --quiet --no-input --disable-pip-version-check \
+	$(TFX)/bin/pip install $(PIP_FLAGS) -r $(TFX_DEMO)/requirements.txt
+	$(TFX)/bin/pip install $(PIP_FLAGS) \
 	    --no-deps --ignore-requires-python -r $(TFX_DEMO)/tfx.txt
 	@touch $@
 
@@ -46,5 +48,5 @@ $(WEB)/node_modules/.package-lock.json: $(WEB)/package-lock.json
 	@python=$$(tools/find_python.sh) && set -x && "$$python" -m venv $*
 
 $(STAMP): requirements.txt requirements-dev.txt | $(VENV)/bin/pip
-	$(RUN) pip install --quiet --no-input --disable-pip-version-check -r requirements-dev.txt
+	$(RUN) pip install $(PIP_FLAGS) -r requirements-dev.txt
 	@touch $@

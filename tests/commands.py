@@ -12,7 +12,8 @@ import runpy
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,23 +41,31 @@ def run(
     Returns:
         Its exit status, stdout and stderr.
     """
-    command = [module, *map(str, flags)]
     with tempfile.TemporaryDirectory() as folder:
         outputs = [Path(folder) / name for name in ("stdout", "stderr")]
-        process = _CONTEXT.Process(target=_run, args=(command, cwd, dict(env), outputs))
-        process.start()
+        process = start(module, *flags, outputs=outputs, cwd=cwd, env=env)
         process.join(timeout)
         if process.exitcode is None:
             process.kill()
-            raise subprocess.TimeoutExpired(command, timeout)
+            raise subprocess.TimeoutExpired(module, timeout)
         texts = [path.read_text(encoding="utf-8") for path in outputs]
-    return subprocess.CompletedProcess(command, process.exitcode, *texts)
+    return subprocess.CompletedProcess([module, *flags], process.exitcode, *texts)
 
 
-def _run(command: list[str], cwd: Path, env: dict[str, str], outputs: list[Path]) -> None:
-    """Becomes the command."""
+def start(
+    module: str, *flags: object, outputs: Sequence[Path], cwd: Path, env: Mapping[str, str]
+) -> BaseProcess:
+    """Starts what `run` runs; of `outputs`, the files of stdout and stderr, both may be one."""
+    command = [module, *map(str, flags)]
+    process = _CONTEXT.Process(target=_become, args=(command, outputs, cwd, dict(env)))
+    process.start()
+    return process
+
+
+def _become(command: list[str], outputs: Sequence[Path], cwd: Path, env: dict[str, str]) -> None:
+    """Turns this process into the command."""
     for number, path in enumerate(outputs, start=1):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 import signal
-import subprocess
 import time
 
+import commands
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -271,44 +270,32 @@ RelationshipMatching.fallback = 'farthest'
 TIME_LIMIT = 120
 
 
-def _start(folder, work_dir, log):
-    return subprocess.Popen(
-        tiny.command("train", f"--gin_file={folder / 'kill.gin'}", f"--work_dir={work_dir}"),
-        env=tiny.environment(TF_CPP_MIN_LOG_LEVEL="2"),
-        cwd=folder,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-    )
+def _command(folder, work_dir):
+    flags = (f"--gin_file={folder / 'kill.gin'}", f"--work_dir={work_dir}")
+    return ("refilled_tf.train", *flags), {"cwd": folder, "env": tiny.environment()}
 
 
 def _finish(folder, work_dir):
-    with (folder / "log").open("w+") as log:
-        process = _start(folder, work_dir, log)
-        try:
-            code = process.wait(TIME_LIMIT)
-        finally:
-            process.kill()
-            process.wait()
-        log.seek(0)
-        assert code == 0, log.read()[-6000:]
+    command, where = _command(folder, work_dir)
+    done = commands.run(*command, **where, timeout=TIME_LIMIT)
+    assert done.returncode == 0, done.stderr
 
 
 def _kill_in(folder, work_dir, name):
     """Starts the command and kills it when stage `name` has finished an epoch or more."""
-    stage_folder = work_dir / "stages" / name
-    with (folder / "log").open("w+") as log:
-        process = _start(folder, work_dir, log)
-        try:
-            deadline = time.monotonic() + TIME_LIMIT
-            while not (stage_folder / "checkpoints" / "checkpoint").exists():
-                log.seek(0)
-                assert process.poll() is None, log.read()[-6000:]
-                assert time.monotonic() < deadline, f"no checkpoint of {name}"
-                time.sleep(0.01)
-        finally:
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-    assert process.returncode == -signal.SIGKILL
+    stage_folder, log = work_dir / "stages" / name, folder / "log"
+    command, where = _command(folder, work_dir)
+    process = commands.start(*command, **where, outputs=[log, log])
+    try:
+        deadline = time.monotonic() + TIME_LIMIT
+        while not (stage_folder / "checkpoints" / "checkpoint").exists():
+            assert process.exitcode is None, log.read_text()[-6000:]
+            assert time.monotonic() < deadline, f"no checkpoint of {name}"
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.join()
+    assert process.exitcode == -signal.SIGKILL
     # It was in the middle: some epochs are finished, the stage is not.
     assert not (stage_folder / "result.json").exists()
     newest = tf.train.latest_checkpoint(stage_folder / "checkpoints")

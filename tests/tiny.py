@@ -117,14 +117,8 @@ def saved_weights(work_dir: Path, name: str) -> list[np.ndarray]:
     return tf.keras.models.load_model(path, compile=False).get_weights()
 
 
-def command(module: str, *flags: str) -> list[str]:
-    """Returns `python -m refilled_tf.MODULE FLAGS`, which in addition knows TinyNetwork."""
-    code = f"import runpy, tiny; runpy.run_module('refilled_tf.{module}', run_name='__main__')"
-    return [sys.executable, "-c", code, *map(str, flags)]
-
-
 def environment(**extra: str) -> dict[str, str]:
-    """Returns the environment in which `command` works."""
+    """Returns the environment in which a process finds the project and this file."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     return {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "-1", **extra}
 

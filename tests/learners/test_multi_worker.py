@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 
+import commands
 import numpy as np
 import pytest
 import tiny
@@ -45,30 +46,24 @@ def _run(processes, outputs):
     """Waits for all processes; kills them at the time limit, and the others when one fails."""
     deadline = time.monotonic() + TIME_LIMIT
     try:
-        while any(p.poll() is None for p in processes) and not any(p.poll() for p in processes):
+        while any(p.exitcode is None for p in processes) and not any(p.exitcode for p in processes):
             if time.monotonic() > deadline:
                 break
             time.sleep(0.2)
     finally:
-        codes = [p.poll() for p in processes]
+        codes = [p.exitcode for p in processes]
         for p in processes:
             p.kill()
-            p.wait()
+            p.join()
     told = "\n".join(f"--- {path.name}\n{path.read_text()[-6000:]}" for path in outputs)
     assert codes == [0] * len(processes), f"exit codes {codes} (None: killed)\n{told}"
 
 
 def _start(folder, name, flags, **environment):
     output = folder / f"{name}.log"
-    with output.open("w") as log:
-        process = subprocess.Popen(
-            tiny.command("train", *flags),
-            env=tiny.environment(TF_CPP_MIN_LOG_LEVEL="1", **environment),
-            cwd=folder,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    return process, output
+    env = tiny.environment(**environment)
+    outputs = [output, output]
+    return commands.start("refilled_tf.train", *flags, outputs=outputs, cwd=folder, env=env), output
 
 
 def _files(folder):
