@@ -17,7 +17,7 @@ from refilled_tf import storage
 from refilled_tf.errors import require
 from refilled_tf.experiment import Experiment, Row
 from refilled_tf.report import markdown
-from refilled_tf.stage import Run
+from refilled_tf.stage import Run, Stage
 
 
 @gin.register
@@ -118,13 +118,21 @@ def parts(
         load: `config.load_experiment`.
 
     Raises:
-        InputError: as `load` does, or the paper's numbers do not fit the methods and columns.
+        InputError: as `load` does, or a row is an embedding, which has no accuracy, or the paper's
+            numbers do not fit the methods and columns.
     """
     built = [
         Part(column, seed, load([file], [*params, f"Stage.seed = {seed}"]))
         for seed in range(seeds)
         for column, (file, *params) in table.columns.items()
     ]
+    for part in built:
+        for row in part.experiment.rows:
+            require(
+                not isinstance(row, Stage) or row.objective.classifies,
+                f"Table.columns[{part.column!r}]: the row {row.name!r} has no accuracy, as it ends "
+                "in an embedding; accepted are classifiers, probes and trials",
+            )
     methods, columns = _margins(table, built)
     for method, numbers in table.paper.items():
         require(

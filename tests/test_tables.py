@@ -103,6 +103,12 @@ def test_paper_numbers_must_fit(paper):
         tables.parts(table, 1, lambda *_: Experiment((tiny.second(),)))
 
 
+def test_row_without_an_accuracy_is_refused():
+    message = r"Table\.columns\['a'\]: the row 'first' has no accuracy, as it ends in an embedding"
+    with pytest.raises(InputError, match=message):
+        tables.parts(TABLE, 1, lambda *_: Experiment((tiny.second(), tiny.first())))
+
+
 def test_pictured_column_must_be_there():
     with pytest.raises(InputError, match=r"Table\.pictured='c' must be one of a, b"):
         dataclasses.replace(TABLE, pictured="c")
