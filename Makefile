@@ -1,8 +1,7 @@
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 STAMP := $(VENV)/requirements.stamp
-# Python compiles what it imports, once; pip would take a minute to compile everything.
-PIP_FLAGS := --quiet --no-input --disable-pip-version-check --no-compile
+PIP_FLAGS := --quiet --no-input --disable-pip-version-check
 TFX := .venv-tfx
 TFX_DEMO := export/tfx_demo
 WEB := export/web
