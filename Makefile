@@ -19,7 +19,7 @@ train: $(STAMP)  ## set up .venv, then train a small student by relationship mat
 	$(RUN) refilled_tf.train --gin_file=gin/quickstart.gin
 
 test: $(STAMP)  ## run the tests
-	$(RUN) pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile
+	$(RUN) pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 lint: $(STAMP)  ## check the style
 	$(RUN) ruff check

@@ -41,3 +41,9 @@ def run(finished, tmp_path):
     """A copy of it, to be spoilt."""
     shutil.copytree(finished, tmp_path / "work")
     return tiny.run_in(tmp_path / "work")
+
+
+def pytest_collection_modifyitems(items):
+    """Puts files with slow tests first, lest one worker be at them when all others have ended."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

@@ -20,6 +20,8 @@ from refilled_tf import config, distill, distill_config, storage, teachers, tuni
 from refilled_tf.data.task import load
 from refilled_tf.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 SMALL = ("--image_size=8", "--gin_param=Stage.backbone = @TinyNetwork()")
 
 

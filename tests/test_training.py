@@ -27,6 +27,8 @@ from refilled_tf.learners.base import Learner
 from refilled_tf.recipe import Recipe
 from refilled_tf.stage import load_head, load_network
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _every_epoch_saved(monkeypatch):

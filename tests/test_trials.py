@@ -15,6 +15,8 @@ from refilled_tf import stage as stages
 from refilled_tf.errors import InputError
 from refilled_tf.few_shot.svm import LinearSvm
 
+pytestmark = pytest.mark.slow
+
 ONLY_SVM = "Experiment.rows = [@svm/trials()]"
 
 

@@ -15,6 +15,8 @@ from refilled_tf.data import episodes
 from refilled_tf.errors import InputError
 from refilled_tf.models import networks
 
+pytestmark = pytest.mark.slow
+
 ROWS = """
 Experiment.rows = [
     @svm/trials(), @fine_tune/trials(), @protonet/trials(), @refilled_convnet/trials()

@@ -33,6 +33,8 @@ from refilled_tf.data.task import Data
 from refilled_tf.errors import InputError
 from refilled_tf.models import networks
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = ["5", "6", "7", "8", "9"]  # what gin/data/digits.gin gives the student
 SIGNATURES = {

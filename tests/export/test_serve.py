@@ -44,6 +44,8 @@ from export.serving.model import readable
 from refilled_tf.errors import InputError
 from refilled_tf.models import networks
 
+pytestmark = pytest.mark.slow
+
 COUNT = 8
 REQUEST_BYTES, BATCH_SIZE = 2**20, 32
 

@@ -14,6 +14,8 @@ from export import check, tfx_module
 from refilled_tf import experiment, training
 from refilled_tf.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 FIRST = 5  # of the pipeline's digits; the teacher's are those before
 STEPS = 195
 PARAMS = [

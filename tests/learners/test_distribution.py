@@ -30,6 +30,8 @@ from refilled_tf.learners.vid import VariationalInformation
 from refilled_tf.models.mobilenet import MobileNet
 from refilled_tf.stage import TeacherCache
 
+pytestmark = pytest.mark.slow
+
 STEPS = 2  # an epoch; two epochs make four steps
 # A batch of 8, half of it on either replica. All positive pairs lie across the replicas, and
 # neither replica has all five classes.

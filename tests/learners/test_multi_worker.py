@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 import tiny
 
+pytestmark = pytest.mark.slow
+
 TIME_LIMIT = 300  # seconds, for all processes of a run together
 WORK_DIRS = ("one", "two")
 GIN = (
