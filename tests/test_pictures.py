@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import matplotlib.pyplot as plt
 import numpy as np
 import tiny
 from PIL import Image
@@ -67,7 +68,9 @@ def test_a_stage_has_one_colour_in_both_plots(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(pictures, "_save", lambda figure, path: drawn.append(figure))
     pictures.save_curves(tmp_path / "curves.png", "", [first, second], run)
-    losses, accuracies = ({x.get_label(): x.get_color() for x in p.lines} for p in drawn[0].axes)
+    (figure,) = drawn
+    plt.close(figure)
+    losses, accuracies = ({x.get_label(): x.get_color() for x in p.lines} for p in figure.axes)
     assert losses.keys() == {first.method, second.method}
     assert accuracies == {second.method: losses[second.method]}
     assert losses[first.method] != losses[second.method]
