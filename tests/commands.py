@@ -12,7 +12,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -26,8 +26,8 @@ def run(
     module: str,
     *flags: object,
     cwd: Path = ROOT,
-    env: Mapping[str, str] = os.environ,
     timeout: float = 300,
+    **extra: str,
 ) -> subprocess.CompletedProcess[str]:
     """Does what `python -m MODULE FLAGS` does, which in addition knows tiny.TinyNetwork.
 
@@ -35,31 +35,38 @@ def run(
         module: such as "refilled_tf.train".
         flags: of the command.
         cwd: the folder it is run in.
-        env: its environment.
         timeout: seconds after which it is killed.
+        extra: see `environment`.
 
     Returns:
         Its exit status, stdout and stderr.
     """
     with tempfile.TemporaryDirectory() as folder:
         outputs = [Path(folder) / name for name in ("stdout", "stderr")]
-        process = start(module, *flags, outputs=outputs, cwd=cwd, env=env)
+        process = start(module, *flags, outputs=outputs, cwd=cwd, **extra)
         process.join(timeout)
         if process.exitcode is None:
             process.kill()
+            process.join()
             raise subprocess.TimeoutExpired(module, timeout)
         texts = [path.read_text(encoding="utf-8") for path in outputs]
     return subprocess.CompletedProcess([module, *flags], process.exitcode, *texts)
 
 
 def start(
-    module: str, *flags: object, outputs: Sequence[Path], cwd: Path, env: Mapping[str, str]
+    module: str, *flags: object, outputs: Sequence[Path], cwd: Path, **extra: str
 ) -> BaseProcess:
     """Starts what `run` runs; of `outputs`, the files of stdout and stderr, both may be one."""
     command = [module, *map(str, flags)]
-    process = _CONTEXT.Process(target=_become, args=(command, outputs, cwd, dict(env)))
+    process = _CONTEXT.Process(target=_become, args=(command, outputs, cwd, environment(**extra)))
     process.start()
     return process
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """Returns this process's environment with the project and tests on the path, and no GPU."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    return {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "-1", **extra}
 
 
 def _become(command: list[str], outputs: Sequence[Path], cwd: Path, env: dict[str, str]) -> None:
@@ -71,6 +78,7 @@ def _become(command: list[str], outputs: Sequence[Path], cwd: Path, env: dict[st
     os.environ.update(env)
     sys.path.insert(0, str(cwd))
     sys.argv = command
-    import tiny  # noqa: F401, registers its network
+    # It registers its network and, being told so by the environment, forbids writing.
+    import tiny  # noqa: F401
 
     runpy.run_module(command[0], run_name="__main__", alter_sys=True)

@@ -13,7 +13,6 @@ import commands
 import numpy as np
 import photos
 import pytest
-import tiny
 from ai_edge_litert.interpreter import Interpreter
 
 from refilled_tf import config, distill, distill_config, storage, teachers, tuning
@@ -28,7 +27,7 @@ SMALL = ("--image_size=8", "--gin_param=Stage.backbone = @TinyNetwork()")
 def _distill(images, teacher, output, *flags):
     options = (f"--images={images}", f"--teacher={teacher}", f"--output={output}")
     flags = (*options, *SMALL, "--gin_param=Recipe.epochs = 2", *flags)
-    return commands.run("refilled_tf.distill", *flags, env=tiny.environment())
+    return commands.run("refilled_tf.distill", *flags)
 
 
 @pytest.fixture(scope="module")

@@ -27,10 +27,9 @@ from refilled_tf.models.embedding_files import EmbeddingFile
 from refilled_tf.models.keras_files import KerasFile
 from refilled_tf.stage import Stage, TeacherCache
 
-# The teacher takes 12×12 pixels in [-1, 1], the student 8×8. One view alone can be cut of an image.
-
 pytestmark = pytest.mark.slow
 
+# The teacher takes 12×12 pixels in [-1, 1], the student 8×8. One view alone can be cut of an image.
 SIZE = 12
 DATA = dataclasses.replace(tiny.DATA, load_size=SIZE, view_size=SIZE, pad=0)
 TASK = Task(DATA, "student")

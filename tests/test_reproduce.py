@@ -50,10 +50,9 @@ def table(tmp_path):
     return tmp_path / "digits.gin"
 
 
-def _reproduce(table, work_dir, *flags):
-    done = commands.run(
-        "refilled_tf.reproduce", f"--table={table}", f"--work_dir={work_dir}", *flags
-    )
+def _reproduce(table, work_dir, *flags, timeout=300):
+    flags = (f"--table={table}", f"--work_dir={work_dir}", *flags)
+    done = commands.run("refilled_tf.reproduce", *flags, timeout=timeout)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -151,14 +150,14 @@ def test_time_that_is_over_stops_between_epochs(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.slow
 def test_dry_run_writes_nothing_and_collecting_trains_nothing(table, tmp_path):
-    out = _reproduce(table, tmp_path / "dry", "--dry_run")
+    out = _reproduce(table, tmp_path / "dry", "--dry_run", timeout=120)
     assert not (tmp_path / "dry").exists()
     # Of 2 experiments: the teacher is in both, the others in one each.
     uses = [line.split("|")[2].strip() for line in out.splitlines() if "unknown |" in line]
     assert sorted(uses)[-1] == "2"
     assert "0 of 8 finished" in out
 
-    _reproduce(table, tmp_path / "none", "--collect")
+    _reproduce(table, tmp_path / "none", "--collect", timeout=120)
     assert not list((tmp_path / "none").glob("stages/*"))
     assert json.loads((tmp_path / "none" / "digits" / "digits.json").read_text())["missing"]
 

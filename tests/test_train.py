@@ -174,8 +174,8 @@ def test_work_dir_holds_other_things(fails, gin_file, tmp_path):
 
 
 def _command(module, *arguments, cwd):
-    env = tiny.environment(TF_CPP_MIN_LOG_LEVEL="3")
-    return commands.run(f"refilled_tf.{module}", *arguments, cwd=cwd, env=env)
+    where = {"cwd": cwd, "timeout": TIME_LIMIT, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    return commands.run(f"refilled_tf.{module}", *arguments, **where)
 
 
 def _error_of(done):

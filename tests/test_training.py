@@ -273,21 +273,18 @@ TIME_LIMIT = 120
 
 
 def _command(folder, work_dir):
-    flags = (f"--gin_file={folder / 'kill.gin'}", f"--work_dir={work_dir}")
-    return ("refilled_tf.train", *flags), {"cwd": folder, "env": tiny.environment()}
+    return "refilled_tf.train", f"--gin_file={folder / 'kill.gin'}", f"--work_dir={work_dir}"
 
 
 def _finish(folder, work_dir):
-    command, where = _command(folder, work_dir)
-    done = commands.run(*command, **where, timeout=TIME_LIMIT)
+    done = commands.run(*_command(folder, work_dir), cwd=folder, timeout=TIME_LIMIT)
     assert done.returncode == 0, done.stderr
 
 
 def _kill_in(folder, work_dir, name):
     """Starts the command and kills it when stage `name` has finished an epoch or more."""
     stage_folder, log = work_dir / "stages" / name, folder / "log"
-    command, where = _command(folder, work_dir)
-    process = commands.start(*command, **where, outputs=[log, log])
+    process = commands.start(*_command(folder, work_dir), cwd=folder, outputs=[log, log])
     try:
         deadline = time.monotonic() + TIME_LIMIT
         while not (stage_folder / "checkpoints" / "checkpoint").exists():

@@ -117,12 +117,6 @@ def saved_weights(work_dir: Path, name: str) -> list[np.ndarray]:
     return tf.keras.models.load_model(path, compile=False).get_weights()
 
 
-def environment(**extra: str) -> dict[str, str]:
-    """Returns the environment in which a process finds the project and this file."""
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    return {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "-1", **extra}
-
-
 def _forbid_writing(folder: str) -> None:
     """From now on Python refuses to open a file beneath `folder` for writing."""
 

@@ -63,9 +63,8 @@ def _run(processes, outputs):
 
 def _start(folder, name, flags, **environment):
     output = folder / f"{name}.log"
-    env = tiny.environment(**environment)
-    outputs = [output, output]
-    return commands.start("refilled_tf.train", *flags, outputs=outputs, cwd=folder, env=env), output
+    where = {"outputs": [output, output], "cwd": folder, **environment}
+    return commands.start("refilled_tf.train", *flags, **where), output
 
 
 def _files(folder):
@@ -134,7 +133,7 @@ def test_worker_1_is_kept_from_writing(tmp_path):
     code = "import tiny; open('x', 'w')"
     run = subprocess.run(
         [sys.executable, "-c", code],
-        env=tiny.environment(TINY_READ_ONLY=str(tmp_path)),
+        env=commands.environment(TINY_READ_ONLY=str(tmp_path)),
         cwd=tmp_path,
         capture_output=True,
         text=True,
