@@ -132,7 +132,7 @@ def save_embeddings(path: Path, title: str, stages: Sequence[Stage], where: Run)
     figure, axes = plt.subplots(
         1, len(stages), figsize=(5 * len(stages), 5), squeeze=False, layout="constrained"
     )
-    figure.suptitle(title)
+    figure.suptitle(f"{title}: test images of the student's classes")
     for plot, stage in zip(axes[0], stages, strict=True):
         crops = batches.scoring_batches(examples, data.data.crop_size)
         embedding = networks.outputs_of(load_network(stage, where), crops)["embedding"]

@@ -13,7 +13,14 @@ from refilled_tf.errors import InputError
 
 GIN = Path(__file__).resolve().parents[1] / "gin"
 # What two experiments share: they leave the choice of the class split to them.
-SHARED = {"cub.gin", "cub50.gin", "cifar100_cross.gin", "cifar100_cross_cpu.gin"}
+SHARED = {
+    "cub.gin",
+    "cub50.gin",
+    "cub50_imagenet.gin",
+    "cub50_species.gin",
+    "cifar100_cross.gin",
+    "cifar100_cross_cpu.gin",
+}
 OVERLAY = "official_code.gin"
 EXPERIMENTS = sorted({path.name for path in GIN.glob("*.gin")} - SHARED - {OVERLAY})
 QUICK = "quickstart.gin"
