@@ -22,6 +22,11 @@ CAPTIONS = {
     "number of classes; bands are the deviation over seeds.",
 }
 
+ABOVE = (
+    "Differences are taken image by image with the same seeds; ± is their standard error over "
+    "test images and seeds."
+)
+
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
     autoescape=True,
@@ -57,10 +62,13 @@ def write_table(folder: Path, facts: dict[str, str], grid: Grid, settings: dict[
         if facts["scale"] == "cpu" and has_paper
         else ""
     )
+    differences = tables.differences(grid)
+    above = f"{ABOVE}\n\n" if differences else ""
     missing = f"Not finished: {'; '.join(grid.missing)}.\n\n" if grid.missing else ""
     markdown = (
         f"# {facts['title']}\n\n```\n{facts['command']}\n```\n\n{facts['date']}; accuracy in "
-        f"percent, mean ± deviation over seeds. {note}\n\n{tables.as_markdown(grid)}\n\n{missing}"
+        f"percent, mean ± deviation over seeds. {note}\n\n{tables.as_markdown(grid)}\n\n"
+        f"{above}{missing}"
     )
     storage.write_text(folder / f"{folder.name}.md", markdown.strip() + "\n")
     lines = [
@@ -75,6 +83,7 @@ def write_table(folder: Path, facts: dict[str, str], grid: Grid, settings: dict[
     ]
     content = {"columns": grid.columns, "lines": lines, "missing": grid.missing}
     content |= {"note": note, "has_paper": has_paper}
+    content |= {"reference": grid.reference, "differences": differences}
     storage.write_json(folder / f"{folder.name}.json", facts | content | {"settings": settings})
     storage.write_text(folder / f"{folder.name}.html", _page(facts["title"], [folder]))
 
@@ -96,4 +105,4 @@ def _page(title: str, folders: list[Path]) -> str:
         shown = [(path, CAPTIONS.get(path.name, "")) for path in sorted(folder.glob("*.png"))]
         sections.append(content | {"name": folder.name, "pictures": shown})
     versions = {name: metadata.version(name) for name in ("tensorflow", "keras-cv", "numpy")}
-    return render("results.html", title=title, sections=sections, versions=versions)
+    return render("results.html", title=title, sections=sections, above=ABOVE, versions=versions)

@@ -1,13 +1,14 @@
 """A stage: what is trained on which task with which objective, and the folder it has to itself.
 
-FOLDER/stage.json     what made it: every setting that matters, and its parents' digests
-FOLDER/checkpoints/   the last saved epochs, while it trains
-FOLDER/cache/         of a teacher: its outputs for fixed views, see teacher_cache.py
-FOLDER/logs/          TensorBoard
-FOLDER/history.csv    the loss and its parts, epoch by epoch
-FOLDER/model.keras    the trained network; plain Keras
-FOLDER/head.keras     what an objective for few-shot learning has trained on top of the embedding
-FOLDER/result.json    scores and cost; written last, so it marks the stage as finished
+FOLDER/stage.json       what made it: every setting that matters, and its parents' digests
+FOLDER/checkpoints/     the last saved epochs, while it trains
+FOLDER/cache/           of a teacher: its outputs for fixed views, see teacher_cache.py
+FOLDER/logs/            TensorBoard
+FOLDER/history.csv      the loss and its parts, epoch by epoch
+FOLDER/model.keras      the trained network; plain Keras
+FOLDER/head.keras       what an objective for few-shot learning has trained on top of the embedding
+FOLDER/predictions.csv  what a classifier makes of each image that it is scored on
+FOLDER/result.json      scores and cost; written last, so it marks the stage as finished
 """
 
 from __future__ import annotations

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import gin
+import numpy as np
 
-from refilled_tf import storage
+from refilled_tf import predictions, storage
 from refilled_tf.errors import require
+from refilled_tf.evaluation import paired
 from refilled_tf.experiment import Experiment, Row
 from refilled_tf.report import markdown
 from refilled_tf.stage import Run, Stage
@@ -33,6 +35,8 @@ class Table:
         axis: what X is.
         paper: for a method the paper's numbers, column by column, in percent; None where it has
             none.
+        reference: the method that the others are compared with, image by image; None for no
+            comparison.
         seeds: how many of Stage.seed 0, 1, …
         pictured: label of the column whose training curves and embeddings are shown; None for the
             first.
@@ -44,6 +48,7 @@ class Table:
     columns: Mapping[str, Sequence[str]]
     axis: str
     paper: Mapping[str, Sequence[float | None]] = dataclasses.field(default_factory=dict)
+    reference: str | None = None
     seeds: int = 3
     pictured: str | None = None
     minutes: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -73,12 +78,15 @@ class Cell(NamedTuple):
         missing: seeds that are not finished.
         paper: its number in percent, if it has one.
         interval: half the width of the 95 % interval over few-shot tasks, in percent.
+        above: what it is above the table's reference with the same seeds and images, and the
+            standard error of that, in percent; None if they have none in common.
     """
 
     values: tuple[float, ...]
     missing: tuple[int, ...]
     paper: float | None = None
     interval: float | None = None
+    above: tuple[float, float] | None = None
 
     @property
     def mean(self) -> float:
@@ -96,6 +104,7 @@ class Grid(NamedTuple):
     methods: tuple[str, ...]
     columns: tuple[str, ...]
     cells: dict[tuple[str, str], Cell]
+    reference: str | None = None
 
     @property
     def missing(self) -> list[str]:
@@ -140,6 +149,10 @@ def parts(
             f"Table.paper[{method!r}] holds {len(numbers)} numbers; the columns are "
             f"{', '.join(columns)}, the methods {', '.join(methods)}",
         )
+    require(
+        table.reference is None or table.reference in methods,
+        f"Table.reference={table.reference!r} must be one of {', '.join(methods)}",
+    )
     return built
 
 
@@ -173,18 +186,36 @@ def collect(table: Table, built: Sequence[Part], where: Run) -> Grid:
             # What no seed changes, such as a probe of the one teacher, counts once.
             folders = seeds_of.setdefault(_cell_of(table, part, row), {})
             folders.setdefault(where.folder(row), part.seed)
-    cells = {}
+    cells, finished = {}, {}
     for (method, column), folders in seeds_of.items():
-        files = {seed: folder / "result.json" for folder, seed in folders.items()}
-        done = [storage.read_json(file) for file in files.values() if file.exists()]
-        interval = done[0].get("interval") if done else None
+        done = {seed: f for f, seed in folders.items() if (f / "result.json").exists()}
+        results = [storage.read_json(folder / "result.json") for folder in done.values()]
+        interval = results[0].get("interval") if results else None
+        finished[method, column] = done
         cells[method, column] = Cell(
-            tuple(100 * result["accuracy"] for result in done),
-            tuple(seed for seed, file in files.items() if not file.exists()),
+            tuple(100 * result["accuracy"] for result in results),
+            tuple(seed for seed in folders.values() if seed not in done),
             dict(zip(columns, table.paper.get(method, ()), strict=False)).get(column),
             None if interval is None else 100 * interval,
         )
-    return Grid(methods, columns, cells)
+    for (method, column), cell in cells.items():
+        if table.reference is not None and method != table.reference:
+            above = _above(finished[method, column], finished.get((table.reference, column), {}))
+            cells[method, column] = cell._replace(above=above)
+    return Grid(methods, columns, cells, table.reference)
+
+
+def _above(ours: Mapping[int, Path], reference: Mapping[int, Path]) -> tuple[float, float] | None:
+    """Compares finished stages of two methods, by their seeds; see `Cell.above`."""
+    hits = []
+    for seed in ours.keys() & reference.keys():
+        pair = [predictions.read_hits(folders[seed]) for folders in (ours, reference)]
+        if None not in pair and np.array_equal(pair[0].keys, pair[1].keys):
+            hits.append([each.right for each in pair])
+    if not hits:
+        return None
+    mean, error = paired.difference(*np.stack(hits, axis=1))
+    return 100 * mean, 100 * error
 
 
 def text(cell: Cell | None) -> str:
@@ -205,8 +236,27 @@ def beside(cell: Cell | None) -> str:
     return f"{cell.paper:.2f}{difference}"
 
 
+def difference(cell: Cell | None) -> str:
+    """Writes what a cell is above the reference ± the standard error of that."""
+    if cell is None or cell.above is None:
+        return ""
+    return "{:+.2f} ± {:.2f}".format(*cell.above)
+
+
+def differences(grid: Grid) -> list[tuple[str, ...]]:
+    """Returns lines of a method's name and its `difference` in each column, where it has any."""
+    lines = [
+        (method, *(difference(grid.cells.get((method, column))) for column in grid.columns))
+        for method in grid.methods
+    ]
+    return [line for line in lines if any(line[1:])]
+
+
 def as_markdown(grid: Grid) -> str:
-    """Lays the table out, with a column of the paper's numbers beside each that has some."""
+    """Lays the table out, with a column of the paper's numbers beside each that has some.
+
+    Beneath it, where the table has a reference, a second one of differences from it.
+    """
     header, of_paper = ["Method"], {}
     for column in grid.columns:
         of_paper[column] = any(
@@ -220,22 +270,29 @@ def as_markdown(grid: Grid) -> str:
             cell = grid.cells.get((method, column))
             line += [text(cell), beside(cell)] if of_paper[column] else [text(cell)]
         lines.append(tuple(line))
-    return markdown(tuple(header), lines)
+    written = markdown(tuple(header), lines)
+    if above := differences(grid):
+        written += "\n\n" + markdown((f"Above {grid.reference}", *grid.columns), above)
+    return written
 
 
 def as_csv(grid: Grid) -> str:
-    """Returns a line for each cell; accuracies in percent, at last those of the seeds."""
+    """Returns a line for each cell; accuracies in percent, at last those of the seeds.
+
+    "above" and "error" are those of `Cell.above`.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    header = "method,column,mean,deviation,seeds,missing,paper,values"
+    header = "method,column,mean,deviation,seeds,missing,paper,above,error,values"
     writer.writerow(header.split(","))
     for (method, column), cell in grid.cells.items():
         mean = f"{cell.mean:.4f}" if cell.values else ""
         deviation = "" if cell.deviation is None else f"{cell.deviation:.4f}"
         paper = "" if cell.paper is None else cell.paper
         counts = len(cell.values), len(cell.missing)
+        above = ["", ""] if cell.above is None else [f"{value:.4f}" for value in cell.above]
         values = " ".join(f"{value:.4f}" for value in cell.values)
-        writer.writerow([method, column, mean, deviation, *counts, paper, values])
+        writer.writerow([method, column, mean, deviation, *counts, paper, *above, values])
     return out.getvalue()
 
 

@@ -14,7 +14,7 @@ import tensorflow as tf
 from absl import logging
 from tqdm.keras import TqdmCallback
 
-from refilled_tf import storage, teacher_cache
+from refilled_tf import predictions, storage, teacher_cache
 from refilled_tf.data import batches
 from refilled_tf.data.task import Examples, TaskData, load
 from refilled_tf.errors import InputError, OutOfTimeError, require
@@ -65,6 +65,9 @@ def train(stage: Stage, run: Run) -> dict[str, Any]:
     result = score(stage, run, data) | facts
     result["parameters"] = count_parameters(trained.get("model.keras"))
     if run.is_chief:
+        if "accuracy" in result:
+            logits = outputs(stage, run, stage.task, "test")["logits"]
+            predictions.write(folder, data, logits)
         storage.write_json(folder / "result.json", result)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     run.wait_for_all()

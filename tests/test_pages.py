@@ -17,8 +17,9 @@ GRID = Grid(
     ("1", "2"),
     {
         ("Student", "1"): Cell((50.0, 52.0), ()),
-        ("REFILLED", "1"): Cell((60.0,), (1,), 62.5),
+        ("REFILLED", "1"): Cell((60.0,), (1,), 62.5, above=(10.0, 2.5)),
     },
+    "Student",
 )
 
 
@@ -59,7 +60,8 @@ def work_dir(tmp_path):
 
 def test_report_holds_all_tables_and_needs_no_network(work_dir):
     page = _read(pages.write_report(work_dir))
-    assert page.tags.count("table") == page.tags.count("img") == 2
+    # Each table has one of differences beneath it.
+    assert page.tags.count("table") == 2 * page.tags.count("img") == 4
     picture = base64.b64encode((work_dir / "table1" / "accuracy.png").read_bytes()).decode()
     inside = [link for link in page.links if not link.startswith("#")]
     assert inside == [f"data:image/png;base64,{picture}"] * 2
@@ -82,6 +84,13 @@ def test_table_shows_number_spread_paper_and_what_is_missing(work_dir):
     assert "python -m x" in text
 
 
+@pytest.mark.parametrize("ending", ["html", "md"])
+def test_differences_are_shown_with_what_their_error_is(work_dir, ending):
+    text = (work_dir / "table1" / f"table1.{ending}").read_text(encoding="utf-8")
+    for part in ("Above Student", "+10.00 ± 2.50", pages.ABOVE):
+        assert part in text
+
+
 def test_small_scale_says_what_the_papers_numbers_are_for(work_dir):
     for ending in ("html", "md"):
         small, papers = (
@@ -96,7 +105,9 @@ def test_table_without_papers_numbers_does_not_speak_of_them(tmp_path):
     (tmp_path / "mine").mkdir()
     grid = Grid(("Student",), ("1",), {("Student", "1"): Cell((50.0,), ())})
     pages.write_table(tmp_path / "mine", FACTS | {"scale": "cpu"}, grid, {})
-    assert "the paper's" not in (tmp_path / "mine" / "mine.html").read_text(encoding="utf-8")
+    page = (tmp_path / "mine" / "mine.html").read_text(encoding="utf-8")
+    assert "the paper's" not in page
+    assert "Above" not in page
 
 
 def test_report_of_nothing_says_so(tmp_path):

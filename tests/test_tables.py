@@ -18,7 +18,8 @@ from refilled_tf.probe_row import Probe
 from refilled_tf.tables import Cell, Part, Table
 
 PROBE = Probe("probe", "1NN", Task(tiny.DATA, "student"), tiny.teacher(), "1nn")
-TABLE = Table("Digits", {"a": ("a.gin",), "b": ("b.gin",)}, "x", {"Second": (60.0, None)}, 3)
+TABLE = Table("Digits", {"a": ("a.gin",), "b": ("b.gin",)}, "x", {"Second": (60.0, None)})
+HEADER = "image,class,predicted"
 FILES = sorted((config.GIN_FOLDER / "tables").glob("*.gin"))
 
 
@@ -87,9 +88,58 @@ def test_csv_has_a_line_for_each_cell(grid):
         "seeds": "3",
         "missing": "0",
         "paper": "60.0",
+        "above": "",
+        "error": "",
         "values": "50.0000 60.0000 70.0000",
     }
     assert lines["Second", "b"]["deviation"] == lines["Second", "b"]["paper"] == ""
+
+
+@pytest.fixture
+def compared(tmp_path):
+    """Predictions of four images: Second has 3 right, Other has 1; the seeds 1 and 2 have none."""
+    run = dataclasses.replace(tiny.run_in(tmp_path), pooled=True)
+    rows = (tiny.second(), tiny.second(name="other", method="Other"), PROBE)
+    for row, predicted in zip(rows, ("aaba", "bbab", None), strict=True):
+        folder = run.folder(row)
+        storage.write_json(folder / "result.json", {"accuracy": 0.5})
+        if predicted:
+            lines = [f"{image},a,{name}" for image, name in enumerate(predicted)]
+            storage.write_text(folder / "predictions.csv", "\n".join([HEADER, *lines]))
+    parts = [Part("a", 0, Experiment(rows))]
+    table = dataclasses.replace(TABLE, columns={"a": ("a.gin",)}, paper={}, reference="Other")
+    return table, parts, run
+
+
+def test_methods_are_compared_with_the_reference(compared):
+    """Differences 1, 1, -1, 1: about their mean ½ a variance of 3 / 3; the error is √(1 / 4)."""
+    grid = tables.collect(*compared)
+    assert grid.cells["Second", "a"].above == pytest.approx((50, 50))
+    assert grid.cells["Other", "a"].above is grid.cells["1NN", "a"].above is None
+    above = tables.as_markdown(grid).partition("\n\n")[2].splitlines()
+    assert [re.split(r" *\| *", line)[1:-1] for line in (above[0], above[2])] == [
+        ["Above Other", "a"],
+        ["Second", "+50.00 ± 50.00"],
+    ]
+    lines = list(csv.DictReader(io.StringIO(tables.as_csv(grid))))
+    assert [(x["above"], x["error"]) for x in lines] == [
+        ("50.0000", "50.0000"),
+        ("", ""),
+        ("", ""),
+    ]
+
+
+def test_other_images_are_not_compared(compared):
+    table, parts, run = compared
+    path = run.folder(parts[0].experiment.rows[1]) / "predictions.csv"
+    path.write_text(path.read_text().replace("\n0,", "\n9,"))
+    assert tables.differences(tables.collect(table, parts, run)) == []
+
+
+def test_reference_must_be_a_method():
+    table = dataclasses.replace(TABLE, paper={}, reference="Studnet")
+    with pytest.raises(InputError, match=r"Table\.reference='Studnet' must be one of Second"):
+        tables.parts(table, 1, lambda *_: Experiment((tiny.second(),)))
 
 
 def test_few_shot_cell_shows_its_interval():

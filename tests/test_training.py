@@ -17,9 +17,9 @@ import pytest
 import tensorflow as tf
 import tiny
 
-from refilled_tf import training
+from refilled_tf import predictions, training
 from refilled_tf.data.episodes import Episodes
-from refilled_tf.data.task import Task
+from refilled_tf.data.task import Task, load
 from refilled_tf.errors import InputError
 from refilled_tf.few_shot.base import Protocol, Selection
 from refilled_tf.few_shot.feat import AdaptedPrototypes, Feat
@@ -50,6 +50,14 @@ def test_finished_stage_is_not_trained_again(run, monkeypatch):
     _poison(monkeypatch)
     assert training.train(tiny.teacher(), run) == written
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_predictions_are_those_of_the_accuracy(run):
+    teacher = tiny.teacher()
+    hits, data = predictions.read_hits(run.folder(teacher)), load(teacher.task, None)
+    result = json.loads((run.folder(teacher) / "result.json").read_text())
+    assert hits.right.mean() == pytest.approx(result["accuracy"])
+    assert hits.keys.tolist() == data.test.keys.tolist()
 
 
 class _Stop(Exception):
