@@ -8,6 +8,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.ticker import LogFormatter
 from sklearn.manifold import TSNE
 
 from refilled_tf import experiment, storage
@@ -42,10 +43,13 @@ def save_all(
 
 
 def save_accuracies(path: Path, table: Table, grid: Grid) -> None:
-    """Draws accuracy against the columns, one plot for each group of columns."""
-    groups: dict[str, list[str]] = {}
+    """Draws accuracy against the columns, in even steps, one plot for each group of columns."""
+    groups: dict[str, dict[str, str]] = {}
+    places: dict[str, int] = {}
     for column in grid.columns:
-        groups.setdefault(column.rpartition(", ")[0], []).append(column)
+        group, _, label = column.rpartition(", ")
+        groups.setdefault(group, {})[label] = column
+        places.setdefault(label, len(places))
     figure, axes = plt.subplots(
         1, len(groups), figsize=(1 + 6 * len(groups), 5), sharey=True, squeeze=False,
         layout="constrained",
@@ -53,15 +57,16 @@ def save_accuracies(path: Path, table: Table, grid: Grid) -> None:
     for plot, (group, columns) in zip(axes[0], groups.items(), strict=True):
         for number, method in enumerate(grid.methods):
             points = [
-                (place, cell.mean, cell.deviation or cell.interval or 0.0)
-                for place, column in enumerate(columns)
+                (places[label], cell.mean, cell.deviation or cell.interval or 0.0)
+                for label, column in columns.items()
                 if (cell := grid.cells.get((method, column))) is not None and cell.values
             ]
             if points:
-                places, means, spreads = zip(*points, strict=True)
+                x, means, spreads = zip(*points, strict=True)
                 marker = MARKERS[number % len(MARKERS)]
-                plot.errorbar(places, means, spreads, marker=marker, capsize=3, label=method)
-        plot.set_xticks(range(len(columns)), [c.rpartition(", ")[2] for c in columns])
+                bars = spreads if any(spreads) else None
+                plot.errorbar(x, means, bars, marker=marker, capsize=3, label=method)
+        plot.set_xticks(list(places.values()), list(places))
         plot.set_xlabel(table.axis)
         plot.set_title(group)
         plot.grid(alpha=0.3)
@@ -90,8 +95,10 @@ def save_curves(path: Path, title: str, stages: Sequence[Stage], where: Run) -> 
         file = where.folder(stage) / "history.csv"
         if file.exists():
             history = read_history(file)
-            # The same in both plots, though not every stage is in both.
-            style = {"label": stage.method, "color": plt.cm.tab20(number % 20), "lw": 1}
+            # The same in both plots, though not every stage is in both. The first are thicker, to
+            # be seen beneath others that take the same steps, such as Student's longer self.
+            width = 1 + 2 * (1 - number / len(stages))
+            style = {"label": stage.method, "color": plt.cm.tab20(number % 20), "lw": width}
             for plot, name in zip(axes, names, strict=True):
                 if name in history:
                     plot.plot(history["epoch"] + 1, history[name], **style)
@@ -101,6 +108,7 @@ def save_curves(path: Path, title: str, stages: Sequence[Stage], where: Run) -> 
         plot.grid(alpha=0.3)
         if name == "loss":
             plot.set_yscale("log")
+            plot.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(3, 1)))
     axes[0].legend(fontsize=7)
     _save(figure, path)
 
@@ -143,7 +151,7 @@ def save_embeddings(path: Path, title: str, stages: Sequence[Stage], where: Run)
             mine = examples.labels == label
             name = images.class_names[label]
             plot.scatter(*flat[mine].T, s=9, color=plt.cm.tab10(label), label=name)
-        plot.set_title(stage.method)
+        plot.set_title("Teacher" if stage in stages[-1].teachers else stage.method)
         plot.set_xticks([])
         plot.set_yticks([])
     axes[0, -1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
