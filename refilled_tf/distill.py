@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
     teacher = teachers.parse(
         FLAGS.teacher, FLAGS.teacher_layer, FLAGS.teacher_weights, FLAGS.teacher_preprocessing
     )
-    distill_config.check_widths(FLAGS.width, FLAGS.tune)
+    distill_config.check_choices(FLAGS.width, FLAGS.gin_param, FLAGS.tune)
     settings = distill_config.settings(
         distill_config.task_of(FLAGS.images, FLAGS.data_dir),
         teacher,
@@ -64,7 +64,8 @@ def main(argv: list[str]) -> None:
             base, FLAGS.width, output / "tuning", FLAGS.tune, FLAGS.data_dir, command
         )
         chosen = tuning.chosen(trials)
-    write_gin_file(gin_file, base + "".join(f"{line}\n" for line in chosen), FLAGS.gin_param)
+    text = base + "".join(f"{line}\n" for line in chosen)
+    write_gin_file(gin_file, text, FLAGS.gin_param, work_dir)
     _, where, results = launch([str(gin_file)], [], work_dir, FLAGS.data_dir, command)
 
     model = trained.load(work_dir, None, FLAGS.data_dir)
@@ -129,13 +130,14 @@ def counts(labels: np.ndarray, selection: Selection) -> str:
     return "\n".join(lines)
 
 
-def write_gin_file(path: Path, text: str, params: Sequence[str]) -> None:
+def write_gin_file(path: Path, text: str, params: Sequence[str], work_dir: Path) -> None:
     """Writes the gin file, unless there is another one, which somebody may have changed.
 
     Args:
         path: of the file.
         text: for it.
         params: the settings in it that somebody has given.
+        work_dir: the folder of what is trained by it.
 
     Raises:
         InputError: there is, or the text is no experiment; see `config.load_experiment`.
@@ -150,8 +152,9 @@ def write_gin_file(path: Path, text: str, params: Sequence[str]) -> None:
     require(
         not changed and not added,
         f"{path} is there already, and has {'; '.join(changed) or 'nothing'} where this command "
-        f"would write {'; '.join(added) or 'nothing'}; take another --output, or run that file by "
-        "the command in its first line",
+        f"would write {'; '.join(added) or 'nothing'}; take another --output, run that file by the "
+        f"command in its first line, or, as after more trials of --tune, delete it and {work_dir}, "
+        "and give this command again",
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from refilled_tf import config, teachers
+from refilled_tf import config, teachers, tuning
 from refilled_tf.data.image_folder import ImageFolder
 from refilled_tf.data.sources import Source, TfdsSource
 from refilled_tf.data.splits import SharedClasses
@@ -64,12 +64,13 @@ def _tfds_source(name: str, data_dir: str | None) -> TfdsSource:
     return TfdsSource(name, splits=("train", scored) if scored else ("train",), key=key)
 
 
-def check_widths(widths: Sequence[float], tune: int) -> None:
-    """Refuses width multipliers that nothing can be done with.
+def check_choices(widths: Sequence[float], params: Sequence[str], tune: int) -> None:
+    """Refuses width multipliers that nothing can be done with, and settings that trials choose.
 
     Args:
         widths: as --width gives them.
-        tune: the number of trials that may choose among them.
+        params: as --gin_param gives them.
+        tune: the number of trials that choose.
 
     Raises:
         InputError: naming the option.
@@ -80,6 +81,11 @@ def check_widths(widths: Sequence[float], tune: int) -> None:
         len(widths) == 1 or tune > 0,
         f"--width is given {len(widths)} times; give it once, or let --tune=10 choose",
     )
+    for param in params:
+        require(
+            not tune or param.split("=", 1)[0].strip() not in tuning.RANGES,
+            f"--gin_param={param!r} is what --tune={tune} chooses; give one of the two",
+        )
 
 
 def settings(task: Task, teacher: teachers.Teacher, width: float, image_size: int) -> list[str]:

@@ -11,8 +11,38 @@ class InputError(Exception):
     """
 
 
+class DivergedError(InputError):
+    """A loss or weight that is not finite any more."""
+
+
 class OutOfTimeError(Exception):
     """The time that a command was given is over; what is finished so far is on disk."""
+
+
+def require_built(value: object, method: str, option: str, example: str) -> None:
+    """Raises InputError unless an option holds an object with a method, and not its class.
+
+    Args:
+        value: of the option.
+        method: that what is accepted has.
+        option: its name in gin.
+        example: what gin accepts.
+    """
+    require(
+        hasattr(value, method) and not isinstance(value, type),
+        f"{option} = {getattr(value, '__name__', value)!r} is not what is wanted here; in gin a "
+        f"reference needs parentheses, such as {example}",
+    )
+
+
+def require_positive(owner: object, *names: str) -> None:
+    """Raises InputError unless options are above zero, or all values of those with several."""
+    for name in names:
+        value = getattr(owner, name)
+        require(
+            all(x > 0 for x in (value if isinstance(value, list | tuple) else (value,))),
+            f"{type(owner).__name__}.{name}={value} must be above zero",
+        )
 
 
 def require(condition: bool, message: str) -> None:

@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from refilled_tf import stage as stages
 from refilled_tf import storage, training
-from refilled_tf.errors import require
+from refilled_tf.errors import require, require_built
 from refilled_tf.probe_row import Probe
 from refilled_tf.stage import Run, Stage
 from refilled_tf.trials import Trials
@@ -51,6 +51,8 @@ class Experiment:
     def __post_init__(self):
         rows = [row if isinstance(row, tuple) else (row,) for row in self.rows]
         object.__setattr__(self, "rows", tuple(itertools.chain.from_iterable(rows)))
+        for row in self.rows:
+            require_built(row, "settings", "Experiment.rows", "@refilled/Stage()")
         require(len(self.rows) > 0, "Experiment.rows is empty: it needs at least one method")
         require(
             self.strategy in ("mirrored", "multi_worker"),
@@ -107,10 +109,8 @@ def check(experiment: Experiment, where: Run) -> None:
     for stage in experiment.stages():
         stages.check(stage, where)
     for row in experiment.rows:
-        if isinstance(row, Trials):
+        if isinstance(row, Trials | Probe):
             row.check(where)
-        elif isinstance(row, Probe):
-            stages.check_folder(row, where)
 
 
 def run(
@@ -167,7 +167,7 @@ def finish(spec: Row, where: Run) -> dict[str, Any]:
 
 
 def row_of(row: Row, finished: dict[str, dict[str, Any]], command: str) -> dict[str, Any]:
-    """Returns a row of results.json; the schema is documented in the README.
+    """Returns a row of results.json; the schema is documented in docs/cross_task.md.
 
     Args:
         row: of the experiment.

@@ -69,10 +69,11 @@ class Forecast:
 
 def _kind(settings: dict) -> tuple:
     """Returns what a step costs by: network, objective, pixels, batch; not the seed, say."""
-    options = ("Stage.backbone", "Stage.objective", "Data.", "Recipe.batch_size", "teacher_cache")
+    options = ("Stage.backbone", "Stage.objective", "Data.", "Recipe.batch_size")
     network = f"{settings['Stage.backbone']}."
-    return tuple(
-        (name, str(value))
+    kind = {
+        name: str(value)
         for name, value in sorted(settings.items())
         if name.startswith((*options, network)) and "split" not in name
-    )
+    }
+    return (*kind.items(), settings["TeacherCache.views"] > 0)

@@ -7,12 +7,13 @@ import time
 from typing import Any
 
 import gin
+import numpy as np
 
 from refilled_tf import storage
-from refilled_tf.data.task import Task, load
+from refilled_tf.data.task import Task, load, read_index, select
 from refilled_tf.errors import require
 from refilled_tf.evaluation import embedding
-from refilled_tf.stage import Run, Stage, outputs, settings_of
+from refilled_tf.stage import Run, Stage, check_folder, outputs, settings_of
 
 CLASSIFIERS = {
     "1nn": embedding.nearest_neighbor_accuracy,
@@ -60,6 +61,23 @@ class Probe:
     def settings(self) -> dict[str, Any]:
         """Returns every setting that shapes the result; see `stage.settings_of`."""
         return settings_of(self, self.parents)
+
+    def check(self, run: Run) -> None:
+        """Refuses another row's folder, and too few images, before any training.
+
+        Raises:
+            InputError: naming the settings that differ, or the class.
+        """
+        check_folder(self, run)
+        index = read_index(self.task.data.source, run.data_dir)
+        selection = select(self.task, index)
+        _, counts = np.unique(index.labels[selection.train], return_counts=True)
+        require(
+            self.classifier != "logistic_regression" or counts.min() >= 2,
+            f"row {self.name!r}: Probe.classifier='logistic_regression' needs at least 2 training "
+            "images of every class, one of them to choose its C by; raise "
+            f"{self.task.role}.images_per_class, or leave the row out of Experiment.rows",
+        )
 
     def score(self, run: Run) -> dict[str, Any]:
         """Scores the classifier, or finds it scored.

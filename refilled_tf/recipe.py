@@ -101,7 +101,8 @@ class Recipe:
     ) -> tf.keras.optimizers.schedules.LearningRateSchedule:
         """Returns the rate as a function of the step.
 
-        A milestone takes effect with the first step of its epoch, round(share · epochs).
+        A milestone takes effect with the first step of its epoch, round(share · epochs), but not of
+        a cycle's first.
         """
         if self.schedule == "cosine":
             return tf.keras.optimizers.schedules.CosineDecayRestarts(
@@ -113,7 +114,8 @@ class Recipe:
         boundaries, values = [], []
         for cycle in range(self.cycles):
             for drop, share in enumerate((0.0, *self.milestones)):
-                epoch = cycle * self.epochs + round(share * self.epochs)
+                passed = max(1, round(share * self.epochs)) if drop else 0
+                epoch = cycle * self.epochs + passed
                 boundaries.append(epoch * steps_per_epoch - 1)
                 values.append(self.learning_rate * self.decay_factor**drop)
         # A boundary is the last step of the rate before it; the first one lies before step 0.

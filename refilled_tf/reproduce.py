@@ -8,7 +8,6 @@ the work_dir, may run the same command at once: each takes stages that nobody el
 from __future__ import annotations
 
 import datetime
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ import tensorflow as tf
 from absl import flags
 
 from refilled_tf import config, experiment, figure1, pages, pictures, storage, tables
-from refilled_tf.entry import run_main
+from refilled_tf.entry import command_line, run_main
 from refilled_tf.errors import InputError, OutOfTimeError, require
 from refilled_tf.forecast import Forecast
 from refilled_tf.stage import Run
@@ -45,7 +44,7 @@ def main(argv: list[str]) -> None:
     deadline = time.monotonic() + 60 * FLAGS.max_minutes if FLAGS.max_minutes else None
     strategy = experiment.make_strategy("mirrored")
     where = Run(work_dir, FLAGS.data_dir, strategy, pooled=True, deadline=deadline)
-    command = shlex.join([Path(sys.executable).name, "-m", "refilled_tf.reproduce", *sys.argv[1:]])
+    command = command_line("refilled_tf.reproduce")
     failed = []
     for name in FLAGS.table:
         failed += reproduce_table(name, where, command)

@@ -30,7 +30,7 @@ import tensorflow as tf
 from refilled_tf import storage
 from refilled_tf.data import batches
 from refilled_tf.data.task import Task, load, read_index, select
-from refilled_tf.errors import InputError, require
+from refilled_tf.errors import InputError, require, require_built
 from refilled_tf.few_shot.base import Selection
 from refilled_tf.learners.base import Objective
 from refilled_tf.models import networks
@@ -105,6 +105,7 @@ class Stage:
             re.fullmatch(r"[\w.-]*\w", self.name) is not None,
             f"Stage.name={self.name!r} names a folder: letters, digits, '_', '-' and '.' only",
         )
+        require_built(self.backbone, "build", f"{self.name}/Stage.backbone", "@MobileNet()")
         kinds = {"task": Task, "objective": Objective, "teacher_cache": TeacherCache}
         if getattr(self.objective, "trains", True):
             kinds |= {"recipe": Recipe}
@@ -194,6 +195,7 @@ def _digest(settings: dict[str, Any]) -> str:
 _NO_SETTINGS = (
     "Stage.method",
     "Probe.method",
+    "Trials.method",
     "Data.on_corrupt",
     "KerasFile.file",
     "Application.weights",
@@ -228,7 +230,9 @@ def _flatten(spec: Any) -> dict[str, Any]:
             continue
         if dataclasses.is_dataclass(value):
             flat[name] = type(value).__name__
-            flat |= _flatten(value)
+            # The tasks that choose an epoch have a role and images of their own.
+            prefix = "selection " if name == "Stage.selection" else ""
+            flat |= {prefix + option: x for option, x in _flatten(value).items()}
         else:
             flat[name] = list(value) if isinstance(value, tuple) else value
     return flat
@@ -268,9 +272,12 @@ class Run:
 
     @property
     def is_chief(self) -> bool:
-        """Whether this process is the one that writes: the only one, or worker 0."""
+        """Whether this process is the one that writes: the only one, the chief, or worker 0."""
         resolver = self.strategy.cluster_resolver
-        return resolver is None or not resolver.task_type or resolver.task_id == 0
+        if resolver is None or not resolver.task_type:
+            return True
+        chief = "chief" if "chief" in resolver.cluster_spec().jobs else "worker"
+        return (resolver.task_type, resolver.task_id) == (chief, 0)
 
     def folder(self, spec: Named) -> Path:
         """Returns the folder of a stage, or of a row with results of its own."""
@@ -373,6 +380,7 @@ def differences(there: dict[str, Any], now: dict[str, Any]) -> str:
     """Lists in words how settings read from a file differ from the present ones; "" if nowhere."""
     # Through JSON, as what is compared with has been.
     now = json.loads(json.dumps(now))
+    there = {name: value for name, value in there.items() if name not in _NO_SETTINGS}
     return "; ".join(
         f"{name} = {there.get(name)!r} there, {now.get(name)!r} now"
         for name in sorted(there.keys() | now.keys())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from refilled_tf.errors import InputError
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path` and renames it into place when all went well.
 
-    The suffix stays, since writers choose the format by it.
+    The suffix stays, since writers choose the format by it. No other process has the same path,
+    on whatever machine it runs.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    temporary = path.with_name(f".{uuid.uuid4().hex}-{path.name}")
     try:
         yield temporary
         os.replace(temporary, path)

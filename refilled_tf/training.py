@@ -17,7 +17,7 @@ from tqdm.keras import TqdmCallback
 from refilled_tf import predictions, storage, teacher_cache
 from refilled_tf.data import batches
 from refilled_tf.data.task import Examples, TaskData, load
-from refilled_tf.errors import InputError, OutOfTimeError, require
+from refilled_tf.errors import DivergedError, InputError, OutOfTimeError, require
 from refilled_tf.evaluation.embedding import embedding_quality
 from refilled_tf.few_shot.base import Networks
 from refilled_tf.learners.base import Learner
@@ -138,9 +138,10 @@ def count_parameters(network: tf.keras.Model | None) -> dict[str, int]:
     """Returns the numbers of trainable weights and of batch-norm statistics."""
     if network is None:
         return {"trainable": 0, "batch_norm": 0}
+    norms = [m for m in network.submodules if isinstance(m, tf.keras.layers.BatchNormalization)]
     count = {
         "trainable": network.trainable_weights,
-        "batch_norm": network.non_trainable_weights,
+        "batch_norm": [w for norm in norms for w in (norm.moving_mean, norm.moving_variance)],
     }
     return {name: int(sum(np.prod(w.shape) for w in ws)) for name, ws in count.items()}
 
@@ -345,7 +346,7 @@ class _Progress(tf.keras.callbacks.Callback):
 
     def _diverged(self, what: str) -> None:
         kept = self._manager.latest_checkpoint
-        raise InputError(
+        raise DivergedError(
             f"stage {self._stage.name!r}: {what}; the last good checkpoint is {kept}. A lower "
             "Recipe.learning_rate or loss weight may help"
         )

@@ -14,6 +14,7 @@ from typing import Any
 import optuna
 
 from refilled_tf import storage
+from refilled_tf.errors import DivergedError, require
 from refilled_tf.launch import launch
 
 TRIALS = "trials.json"
@@ -58,8 +59,11 @@ def run(
         command: that does this.
 
     Returns:
-        {"name" of the stage, "settings", "accuracy" on "images" validation images} of each, as
-        FOLDER/trials.json holds them.
+        {"name" of the stage, "settings", "accuracy" on "images" validation images} of each whose
+        loss stayed finite, as FOLDER/trials.json holds them.
+
+    Raises:
+        InputError: no trial's did.
     """
     gin_file = folder.with_name(f"{folder.name}.gin")
     storage.write_text(gin_file, text)
@@ -80,7 +84,11 @@ def run(
             f"refilled/Stage.name = '{name}'",
             *(f"{option} = {value}" for option, value in settings.items()),
         ]
-        _, _, results = launch([str(gin_file)], params, folder, data_dir, command)
+        try:
+            _, _, results = launch([str(gin_file)], params, folder, data_dir, command)
+        except DivergedError as error:
+            print(f"{name}: {error}")
+            raise
         (row,) = results["rows"]
         facts = {"accuracy": row["accuracy"], "images": row["images"]}
         trials.append({"name": name, "settings": settings} | facts)
@@ -92,7 +100,8 @@ def run(
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0))
     study.enqueue_trial(FIRST | ({WIDTH: widths[0]} if len(widths) > 1 else {}))
-    study.optimize(accuracy, n_trials=count)
+    study.optimize(accuracy, n_trials=count, catch=DivergedError)
+    require(len(trials) > 0, f"--tune={count}: none of the trials kept a finite loss, see above")
     return trials
 
 

@@ -232,6 +232,11 @@ def test_loading_leaves_nothing_behind():
         ("Recipe.milestones = 3", "'Recipe'"),
         ("Experiment.rows = []", "Experiment.rows"),
         ("Stage.teacher = None", "Stage.teacher"),
+        ("Experiment.rows = ['refilled']", "Experiment.rows = 'refilled'"),
+        ("Experiment.rows = [@refilled/Stage]", "needs parentheses"),
+        ("Data.class_split = @RandomHalves", "Data.class_split = 'RandomHalves'"),
+        ("Data.source = 'cifar100'", "Data.source = 'cifar100'"),
+        ("student/Stage.backbone = @MobileNet", "student/Stage.backbone = 'MobileNet'"),
     ],
 )
 def test_wrong_setting_is_named_in_one_line(param, culprit):

@@ -205,15 +205,21 @@ def test_bad_size(given):
 
 
 @pytest.mark.parametrize(
-    ("widths", "tune", "message"),
+    ("widths", "params", "tune", "message"),
     [
-        ([0.25, 0.0], 10, r"--width=0\.0 must be positive"),
-        ([0.25, 0.5], 0, r"--width is given 2 times"),
+        ([0.25, 0.0], [], 10, r"--width=0\.0 must be positive"),
+        ([0.25, 0.5], [], 0, r"--width is given 2 times"),
+        (
+            [0.25],
+            ["Recipe.learning_rate=.05"],
+            10,
+            r"rate=\.05' is what --tune=10 chooses",
+        ),
     ],
 )
-def test_bad_width(widths, tune, message):
+def test_bad_choice(widths, params, tune, message):
     with pytest.raises(InputError, match=message):
-        distill_config.check_widths(widths, tune)
+        distill_config.check_choices(widths, params, tune)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +239,7 @@ def test_setting_that_is_unknown_or_of_no_effect_leaves_no_file(given, tmp_path)
     for param in ("Recipe.length = 3", "tuple/Recipe.epochs = 3"):
         text = distill_config.gin_text((), _settings(given), {}, [param])
         with pytest.raises(InputError, match=r"length|has no effect"):
-            distill.write_gin_file(path, text, [param])
+            distill.write_gin_file(path, text, [param], tmp_path / "training")
     assert not list(tmp_path.iterdir())
 
 

@@ -161,6 +161,14 @@ def test_check_refuses_before_anything_is_trained(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_logistic_regression_needs_two_images_of_a_class(tmp_path):
+    task = Task(tiny.DATA, "student", images_per_class=1)
+    row = dataclasses.replace(PROBE, task=task, classifier="logistic_regression")
+    with pytest.raises(InputError, match=r"'probe'.* at least 2 .*student\.images_per_class"):
+        experiment.check(Experiment((row,)), tiny.run_in(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     "rows",
     [

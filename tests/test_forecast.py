@@ -10,6 +10,7 @@ import tiny
 from refilled_tf import storage, training
 from refilled_tf.forecast import Forecast
 from refilled_tf.learners.cross_entropy import CrossEntropy
+from refilled_tf.stage import TeacherCache
 
 STUDENT = tiny.second(name="student", objective=CrossEntropy(), start=None)
 IMAGES = 400
@@ -43,6 +44,17 @@ def test_like_stages_take_as_long_by_epochs_and_images(forecast):
 )
 def test_another_kind_of_stage_is_unknown(forecast, spec):
     assert forecast.minutes(spec) is None
+
+
+@pytest.mark.parametrize(("views", "known"), [(0, False), (8, True)])
+def test_a_cached_teacher_is_another_kind_than_one_that_is_run(tmp_path, views, known):
+    run = dataclasses.replace(tiny.run_in(tmp_path), pooled=True)
+    finished = tiny.first(teacher_cache=TeacherCache(4))
+    facts = {"settings": finished.settings(), "training_images": IMAGES}
+    storage.write_json(run.folder(finished) / "stage.json", facts)
+    storage.write_json(run.folder(finished) / "result.json", {"epochs": 2, "seconds": 80.0})
+    minutes = Forecast(run).minutes(tiny.first(teacher_cache=TeacherCache(views)))
+    assert (minutes is not None) == known
 
 
 def test_measured_minutes_stand_in_for_what_is_unknown(tmp_path, forecast):

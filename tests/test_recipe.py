@@ -48,6 +48,14 @@ def test_milestones_of_short_trainings_are_rounded_to_epochs():
     np.testing.assert_allclose(_rates(recipe, 1), [1.0, 0.5, 0.125])
 
 
+@pytest.mark.parametrize("cycles", [1, 2])
+@pytest.mark.parametrize(("epochs", "rates"), [(1, [1.0]), (2, [1.0, 0.25])])
+def test_a_cycle_begins_with_the_rate_however_short(epochs, cycles, rates):
+    # .25·2 and .25·1 round to epoch 0, which has no drop: with 2 epochs two drops come at epoch 1.
+    recipe = Recipe(epochs=epochs, cycles=cycles, learning_rate=1.0, decay_factor=0.5)
+    np.testing.assert_allclose(_rates(recipe, 1), rates * cycles)
+
+
 def test_cosine_falls_from_the_rate_to_its_share():
     # ½·(1 + cos(π·t/4)) at t = 0 … 3, between 1 and .1; then the cycle begins anew.
     recipe = Recipe(epochs=2, cycles=2, learning_rate=1.0, schedule="cosine", decay_factor=0.1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -11,10 +12,16 @@ import tensorflow as tf
 import tiny
 
 from refilled_tf import stage, training
+from refilled_tf.data.episodes import Episodes
 from refilled_tf.data.task import Task
 from refilled_tf.errors import InputError
+from refilled_tf.few_shot.base import Protocol, Selection
+from refilled_tf.few_shot.feat import Feat
+from refilled_tf.few_shot.protonet import NearestPrototype, ProtoNet
+from refilled_tf.few_shot.refilled import Refilled
 from refilled_tf.learners.distillation import Distillation
 from refilled_tf.learners.fitnet import FitNet
+from refilled_tf.learners.local import LocalDistillation
 from refilled_tf.learners.relationship import RelationshipMatching
 from refilled_tf.learners.vid import VariationalInformation
 from refilled_tf.models.mobilenet import MobileNet
@@ -73,6 +80,59 @@ def test_a_distilled_method_is_a_setting():
 
 def test_name_in_the_table_is_no_setting(run):
     stage.check_folder(tiny.teacher(method="Another name"), run)
+
+
+def test_tasks_of_a_selection_do_not_hide_the_stages_own():
+    protocol = Protocol(Task(tiny.DATA, "student", 7), Episodes(ways=2, queries=2, count=3))
+    chosen = Selection(protocol, 2, NearestPrototype())
+    spec = tiny.teacher(selection=chosen)
+    assert spec.settings()["Task.role"] == "teacher"
+    assert spec.settings()["selection Task.images_per_class"] == 7
+    fewer = tiny.teacher(selection=chosen, task=Task(tiny.DATA, "teacher", 20))
+    assert fewer.digest() != spec.digest()
+
+
+@pytest.mark.parametrize("objective", [RelationshipMatching, LocalDistillation])
+def test_what_gin_writes_as_a_list_is_a_tuple(objective):
+    """Stages are looked up by what they are, which no list can be."""
+    ours = objective(tau_teacher=[2.0, 4.0], teacher_weights=[1.0, 3.0])
+    assert ours == objective(tau_teacher=(2.0, 4.0), teacher_weights=(1.0, 3.0))
+    hash(ours)
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [
+        (RelationshipMatching, "tau_student"),
+        (RelationshipMatching, "tau_teacher"),
+        (RelationshipMatching, "margin"),
+        (LocalDistillation, "tau_student"),
+        (Refilled, "tau_teacher"),
+        (ProtoNet, "temperature"),
+        (Feat, "contrastive_temperature"),
+    ],
+)
+def test_what_is_divided_by_is_above_zero(kind, option):
+    for value in (0.0, -1.0):
+        with pytest.raises(InputError, match=rf"{kind.__name__}\.{option}={value} must be above"):
+            kind(**{option: value})
+
+
+@pytest.mark.parametrize(
+    ("jobs", "task", "is_chief"),
+    [
+        (["worker"], ("worker", 0), True),
+        (["worker"], ("worker", 1), False),
+        (["chief", "worker"], ("chief", 0), True),
+        (["chief", "worker"], ("worker", 0), False),
+    ],
+)
+def test_one_of_the_workers_writes(tmp_path, jobs, task, is_chief):
+    """TensorFlow's documentation of TF_CONFIG: the job "chief", where there is one."""
+    spec = tf.train.ClusterSpec({job: ["localhost:1", "localhost:2"] for job in jobs})
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(spec, "", *task)
+    strategy = types.SimpleNamespace(cluster_resolver=resolver)
+    assert stage.Run(tmp_path, None, strategy).is_chief == is_chief
 
 
 # ---- files --------------------------------------------------------------------------------

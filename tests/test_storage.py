@@ -47,6 +47,16 @@ def test_new_content_appears_only_at_the_end(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_two_writers_of_one_file_do_not_meet(tmp_path):
+    """As on two machines, where processes may well have the same number."""
+    path = tmp_path / "scale.json"
+    with storage.replacing(path) as one, storage.replacing(path) as other:
+        one.write_text("one")
+        other.write_text("other")
+    assert path.read_text() == "one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize("content", [None, "", '{"a": ', "\xff"])
 def test_unreadable_json_is_named(tmp_path, content):
     path = tmp_path / "result.json"

@@ -113,6 +113,12 @@ def test_row_of_other_settings_is_refused(spec, outcome):
         changed.check(run)
 
 
+def test_name_in_the_table_is_no_setting(spec, outcome):
+    run, _ = outcome
+    row = next(row for row in spec.rows if row.name == "svm_4_shot")
+    dataclasses.replace(row, method="Another name").check(run)
+
+
 @pytest.mark.parametrize(
     ("params", "culprit"),
     [

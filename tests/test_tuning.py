@@ -7,6 +7,7 @@ import math
 import pytest
 
 from refilled_tf import storage, tuning
+from refilled_tf.errors import DivergedError, InputError
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +46,30 @@ def test_best_trial_is_chosen(tmp_path):
     assert lines == [f"{option} = {value}" for option, value in best["settings"].items()]
     # What is searched for counts: the best is nearer to .05 than the .1 of the first.
     assert abs(math.log(best["settings"]["Recipe.learning_rate"] / 0.05)) < math.log(2)
+
+
+def test_a_trial_that_diverges_costs_only_itself(tmp_path, monkeypatch, capsys):
+    whole, launch = _run(tmp_path / "whole", 5), tuning.launch
+
+    def diverging(files, params, folder, *rest):
+        if "refilled/Stage.name = 'trial_002'" in params:
+            raise DivergedError("the loss is nan at step 3")
+        return launch(files, params, folder, *rest)
+
+    monkeypatch.setattr(tuning, "launch", diverging)
+    trials = _run(tmp_path, 5)
+    assert [trial["name"][-1] for trial in trials] == list("0134")
+    assert trials[:2] == whole[:2]
+    assert "trial_002: the loss is nan at step 3" in capsys.readouterr().out
+
+
+def test_trials_that_all_diverge_are_an_error(tmp_path, monkeypatch):
+    def diverging(*_):
+        raise DivergedError("the loss is nan")
+
+    monkeypatch.setattr(tuning, "launch", diverging)
+    with pytest.raises(InputError, match="--tune=2: none of the trials"):
+        _run(tmp_path, 2)
 
 
 def test_width_is_chosen_where_there_is_a_choice(tmp_path):

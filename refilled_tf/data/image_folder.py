@@ -51,7 +51,8 @@ class Photo(NamedTuple):
     fault: str
 
 
-class Survey(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Survey:
     """What is in a folder.
 
     Attributes:
@@ -72,10 +73,14 @@ class Survey(NamedTuple):
         """Whether the folder says which images train."""
         return any(photo.split for photo in self.photos)
 
+    @functools.cached_property
+    def held_out(self) -> str:
+        """The split that is scored."""
+        return "test" if any(photo.split == "test" for photo in self.photos) else "val"
+
     def trains(self, photo: Photo) -> bool:
         """Whether a photo is one of those that may train."""
-        held_out = "test" if any(p.split == "test" for p in self.photos) else "val"
-        return photo.split != held_out
+        return photo.split != self.held_out
 
     def copies(self) -> list[list[Photo]]:
         """Returns groups of files with the same content."""
@@ -130,7 +135,8 @@ class ImageFolder:
         """
         survey = self.survey()
         left_out = set()
-        for first, *rest in map(self._in_order_of_use, survey.copies()):
+        for group in survey.copies():
+            first, *rest = sorted(group, key=lambda photo: (not survey.trains(photo), photo.key))
             for photo in rest:
                 both = f"{first.key} and {photo.key} under ImageFolder.folder={self.folder}"
                 require(
@@ -170,10 +176,6 @@ class ImageFolder:
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             collections.deque(pool.map(read, range(len(keys))), maxlen=0)
         return images, readable
-
-    def _in_order_of_use(self, group: list[Photo]) -> list[Photo]:
-        survey = self.survey()
-        return sorted(group, key=lambda photo: (not survey.trains(photo), photo.key))
 
     @property
     def _root(self) -> Path:
@@ -279,9 +281,9 @@ def decode(encoded: bytes) -> np.ndarray:
     image = _opened(encoded)
     try:
         image.load()
+        image = PIL.ImageOps.exif_transpose(image)
     except Exception as error:
         raise InputError(f"it is damaged: {error}") from error
-    image = PIL.ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         image = PIL.Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
     if image.has_transparency_data:

@@ -175,7 +175,8 @@ class TfdsSource:
             with muted(logging.WARNING):
                 builder = tfds.builder(self.name, data_dir=data_dir)
                 prepared = builder.is_prepared()
-        except tfds.core.DatasetNotFoundError as error:
+        except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
+            # The latter two for a config or version that there is none of.
             raise InputError(
                 f"TfdsSource.name={self.name!r} is not a dataset that TensorFlow Datasets knows"
             ) from error
@@ -198,6 +199,13 @@ class TfdsSource:
             f"{', '.join(builder.info.splits) or 'none'}",
         )
         features = [name for name in features if name]
+        known = builder.info.features
+        for name in features:
+            require(
+                name in known,
+                f"TfdsSource: {builder.name} has no feature {name!r}, as asked for by key, box, "
+                f"class_name or superclass; it has {', '.join(known)}",
+            )
         decoders = tfds.decode.PartialDecoding(
             {name: True for name in features},
             decoders={"image": tfds.decode.SkipDecoding()} if "image" in features else None,

@@ -12,7 +12,7 @@ from absl import logging
 
 from refilled_tf.data import splits
 from refilled_tf.data.sources import Index, Source
-from refilled_tf.errors import InputError, require
+from refilled_tf.errors import InputError, require, require_built
 
 
 class Examples(NamedTuple):
@@ -76,6 +76,8 @@ class Data:
     on_corrupt: str = "error"
 
     def __post_init__(self):
+        require_built(self.source, "images", "Data.source", "@ImageFolder()")
+        require_built(self.class_split, "__call__", "Data.class_split", "@RandomHalves()")
         require(
             self.load_size >= self.image_size > 0,
             f"Data.load_size={self.load_size} must be at least "

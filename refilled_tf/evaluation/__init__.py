@@ -1,1 +1,1 @@
-"""What a trained network is worth: embedding quality, probes, per-class accuracy."""
+"""What a trained network is worth: embedding quality, probes, comparison with another."""

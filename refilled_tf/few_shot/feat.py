@@ -9,7 +9,7 @@ import gin
 import tensorflow as tf
 
 from refilled_tf.data.episodes import Tasks
-from refilled_tf.errors import require
+from refilled_tf.errors import require, require_positive
 from refilled_tf.few_shot.base import Networks, Pool, merge_classes, require_objective
 from refilled_tf.few_shot.episodic import EpisodicObjective
 from refilled_tf.few_shot.protonet import NearestPrototype
@@ -37,6 +37,7 @@ class Feat(EpisodicObjective):
 
     def __post_init__(self):
         super().__post_init__()
+        require_positive(self, "temperature", "contrastive_temperature")
         require(
             self.contrastive_weight >= 0,
             f"Feat.contrastive_weight={self.contrastive_weight} must be ≥ 0",

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from refilled_tf.data.episodes import Tasks
+from refilled_tf.errors import require_positive
 from refilled_tf.few_shot.base import Learner, Networks, Pool, merge_classes
 from refilled_tf.few_shot.episodic import EpisodicObjective
 from refilled_tf.learners.base import GlobalBatch
@@ -29,6 +30,10 @@ class ProtoNet(EpisodicObjective):
     parts: ClassVar[tuple[str, ...]] = ("train_accuracy",)
 
     temperature: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_positive(self, "temperature")
 
     def __call__(self, batch: GlobalBatch) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """Returns the mean cross-entropy of the queries, and their accuracy."""

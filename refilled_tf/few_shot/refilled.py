@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from refilled_tf.data.episodes import Tasks
+from refilled_tf.errors import require_positive
 from refilled_tf.few_shot.adaptation import Adaptation
 from refilled_tf.few_shot.base import Networks, Pool, merge_classes
 from refilled_tf.losses.distances import l2_normalize
@@ -36,6 +37,10 @@ class Refilled(Adaptation):
     decay: float | tuple[float, ...] = 0.05
     tau_teacher: float | tuple[float, ...] = 2.0
     tau_student: float | tuple[float, ...] = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_positive(self, "tau_teacher", "tau_student")
 
     def known(self, networks: Networks, pool: Pool, tasks: Tasks) -> tuple[np.ndarray, ...]:
         """Returns the teacher's log-posterior of the support, [T, C·K, C]."""

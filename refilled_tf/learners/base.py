@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple
 
 import tensorflow as tf
 
-from refilled_tf.errors import require
+from refilled_tf.errors import require, require_positive
 from refilled_tf.models import networks
 from refilled_tf.recipe import Recipe
 
@@ -137,25 +137,41 @@ class Objective:
         return self(learner.global_batch(*data))
 
 
+OF_EACH_TEACHER = ("tau_teacher", "teacher_weights")
+
+
+def take_each(objective: Objective) -> None:
+    """Takes what an objective may be told of each teacher, as gin's lists or tuples.
+
+    Args:
+        objective: with `tau_teacher`, which may also be one for all, and `teacher_weights`, which
+            may be None; both become tuples where they are several.
+
+    Raises:
+        InputError: naming the option that is not above zero.
+    """
+    for name in OF_EACH_TEACHER:
+        value = getattr(objective, name)
+        if isinstance(value, list):
+            object.__setattr__(objective, name, tuple(value))
+        if value is not None:
+            require_positive(objective, name)
+
+
 def check_each(objective: Objective, count: int) -> None:
     """Refuses temperatures or weights that are not one for each teacher.
 
     Args:
-        objective: with `tau_teacher`, which may also be one for all, and `teacher_weights`.
+        objective: as of `take_each`.
         count: of teachers.
 
     Raises:
         InputError: naming the option.
     """
-    for name in ("tau_teacher", "teacher_weights"):
+    for name in OF_EACH_TEACHER:
         value = getattr(objective, name)
-        several = isinstance(value, list | tuple)
         require(
-            value is None or all(x > 0 for x in (value if several else (value,))),
-            f"{type(objective).__name__}.{name}={value} must be above zero",
-        )
-        require(
-            not several or len(value) == count,
+            not isinstance(value, tuple) or len(value) == count,
             f"{type(objective).__name__}.{name}={value} must be one for each of {count} teachers",
         )
 

@@ -8,8 +8,8 @@ from typing import ClassVar
 import gin
 import tensorflow as tf
 
-from refilled_tf.errors import require
-from refilled_tf.learners.base import GlobalBatch, Objective, check_each
+from refilled_tf.errors import require, require_positive
+from refilled_tf.learners.base import GlobalBatch, Objective, check_each, take_each
 from refilled_tf.learners.cross_entropy import accuracy, cross_entropy
 from refilled_tf.losses.local import decayed_weight, local_kl
 
@@ -45,6 +45,8 @@ class LocalDistillation(Objective):
     teacher_weights: tuple[float, ...] | None = None
 
     def __post_init__(self):
+        take_each(self)
+        require_positive(self, "tau_student")
         require(
             self.centers in ("batch", "global"),
             f"LocalDistillation.centers={self.centers!r} must be 'batch' or 'global'",

@@ -8,8 +8,8 @@ from typing import ClassVar
 import gin
 import tensorflow as tf
 
-from refilled_tf.errors import require
-from refilled_tf.learners.base import GlobalBatch, Objective, check_each
+from refilled_tf.errors import require, require_positive
+from refilled_tf.learners.base import GlobalBatch, Objective, check_each, take_each
 from refilled_tf.losses.triplets import FALLBACKS, triplet_kl
 from refilled_tf.losses.tuples import tuple_kl
 
@@ -44,6 +44,8 @@ class RelationshipMatching(Objective):
     teacher_weights: tuple[float, ...] | None = None
 
     def __post_init__(self):
+        take_each(self)
+        require_positive(self, "tau_student", "margin")
         require(
             self.relation in ("triplet", "tuple"),
             f"RelationshipMatching.relation={self.relation!r} must be 'triplet' or 'tuple'",

@@ -284,12 +284,13 @@ def as_backbone(
         preprocess: RGB in [0, 255] to that range and order: [B, h, w, 3] float32 to the same.
 
     Returns:
-        Functional model: images [B, S, S, 3] RGB in [0, 255] to [B, d] on a copy of the weights.
-        Batch norm is synchronised, as in every backbone.
+        Functional model: images [B, S, S, 3] RGB in [0, 255] to [B, d] on a copy of the weights,
+        all of which train. Batch norm is synchronised, as in every backbone.
     """
     network = tf.keras.Model(inputs, embedding, name="pretrained")
     copy = tf.keras.models.clone_model(network, clone_function=_synchronised)
     copy.set_weights(network.get_weights())
+    copy.trainable = True  # whatever whoever has trained it has frozen
     images = tf.keras.Input((image_size, image_size, 3), name="images")
     x = resized(images, inputs.shape[1] or image_size)
     x = copy(_preprocessing_layer(preprocess)(x))
@@ -315,6 +316,8 @@ def _preprocessing_layer(
 
 
 def _synchronised(layer: tf.keras.layers.Layer) -> tf.keras.layers.Layer:
+    if isinstance(layer, tf.keras.Model):
+        return tf.keras.models.clone_model(layer, clone_function=_synchronised)
     config = layer.get_config()
     if isinstance(layer, tf.keras.layers.BatchNormalization):
         config.update(synchronized=True)

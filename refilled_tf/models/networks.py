@@ -4,9 +4,9 @@ Every network takes images in [0, 255] and returns a dict: "embedding" [B, d], a
 [B, C] where it classifies, both float32 whatever precision the layers compute in. Networks are
 plain functional Keras models of standard layers: whoever has a saved file needs Keras alone.
 
-Hidden layers have names too. Every backbone marks the ends of three groups of its layers as
-"f1", "f2" and "f3", each at half the resolution of the one before, so that distillation methods
-can attach there.
+Hidden layers have names too. Every backbone of our own marks the ends of three groups of its
+layers as "f1", "f2" and "f3", each at half the resolution of the one before, so that distillation
+methods can attach there.
 """
 
 from __future__ import annotations
@@ -90,7 +90,9 @@ def joined(several: Sequence[tf.keras.Model], image_size: int) -> tf.keras.Model
     images = tf.keras.Input((image_size, image_size, 3), name="images")
     outputs = {}
     for number, network in enumerate(several):
-        given = network(resized(images, network.input_shape[1]))
+        # Networks of one kind have one name, which a model may hold only once.
+        named = tf.keras.Model(network.input, network.output, name=numbered("teacher", number))
+        given = named(resized(images, network.input_shape[1]))
         outputs |= {numbered(name, number): x for name, x in given.items()}
     return tf.keras.Model(images, outputs, name="teachers")
 

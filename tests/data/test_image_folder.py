@@ -219,6 +219,12 @@ def test_exif_orientation_is_respected(orientation, turned):
 # --- bad input ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_broken_exif_is_damage(kind):
+    with pytest.raises(InputError, match="it is damaged"):
+        decode(_encoded(_photo(), kind, exif=b"Exif\0\0neither endianness"))
+
+
 def _empty(folder):
     shutil.rmtree(folder)
     folder.mkdir()

@@ -230,9 +230,17 @@ def test_key_that_repeats_is_refused(cifar100):
         TfdsSource(name=cifar100.name, key="label").index(None)
 
 
-def test_unknown_dataset_is_named():
-    with pytest.raises(InputError, match="'no_such_birds' is not a dataset"):
-        TfdsSource(name="no_such_birds").index(None)
+@pytest.mark.parametrize("option", ["key", "class_name", "superclass"])
+def test_unknown_feature_is_named(cifar100, option):
+    source = dataclasses.replace(cifar100, **{option: "wings"})
+    with pytest.raises(InputError, match=r"cifar100 has no feature 'wings', .* it has .*label"):
+        source.index(None)
+
+
+@pytest.mark.parametrize("name", ["no_such_birds", "cifar100/no_such_config", "cifar100:99.0.0"])
+def test_unknown_dataset_is_named(name):
+    with pytest.raises(InputError, match=f"'{name}' is not a dataset"):
+        TfdsSource(name=name).index(None)
 
 
 def test_missing_dataset_says_how_to_get_it(tmp_path):

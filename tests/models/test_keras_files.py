@@ -9,6 +9,7 @@ import tensorflow as tf
 from refilled_tf.errors import InputError
 from refilled_tf.models import networks
 from refilled_tf.models.keras_files import Application, KerasFile
+from refilled_tf.training import count_parameters
 
 SIZE = 12
 
@@ -117,6 +118,20 @@ def test_batch_norm_is_synchronised_and_preprocessing_frozen(tmp_path):
     network = networks.embedding_network(KerasFile(_saved(tmp_path, _network())), SIZE)
     assert network.get_layer("pretrained").get_layer("norm").synchronized
     assert not network.get_layer("preprocessing").trainable_weights
+
+
+def test_what_a_file_has_frozen_trains_and_nested_batch_norm_is_synchronised(tmp_path):
+    """As after transfer learning: a frozen network with a new top."""
+    base = _network(head=False)
+    base.trainable = False
+    images = tf.keras.Input((SIZE, SIZE, 3))
+    file = _saved(tmp_path, tf.keras.Model(images, tf.keras.layers.Dense(7)(base(images))))
+    network = networks.embedding_network(KerasFile(file), SIZE)
+    # 3·3·3·5 + 5 of the convolution, 2·5 and 2·5 of batch norm; the preprocessing has its own 12.
+    assert count_parameters(network) == {"trainable": 150, "batch_norm": 10}
+    assert network.get_layer("pretrained").get_layer(base.name).get_layer("norm").synchronized
+    expected = base(_images()).numpy()
+    np.testing.assert_allclose(network(_images())["embedding"], expected, rtol=1e-5)
 
 
 def test_content_tells_files_apart_and_not_paths(tmp_path):

@@ -14,8 +14,10 @@ from refilled_tf.models.networks import (
     copy_embedding_weights,
     embedding_network,
     feature_shapes,
+    joined,
     mark,
     outputs_of,
+    resized,
     with_features,
 )
 from refilled_tf.models.resnet import CifarResNet
@@ -149,6 +151,17 @@ def test_copied_embedding_is_the_same_and_the_top_is_fresh(backbone):
     _assert_close(source(IMAGES)["embedding"], target(IMAGES)["embedding"])
     for before, after in zip(top, target.get_layer("logits").get_weights(), strict=True):
         np.testing.assert_array_equal(before, after)
+
+
+def test_networks_of_one_kind_are_joined():
+    """Their names are the same, and a model holds no two layers of one name."""
+    tf.keras.utils.set_random_seed(0)
+    several = [classifier(ConvNet(channels=4), size, 3) for size in (32, 16)]
+    given = joined(several, 32)(IMAGES)
+    assert given.keys() == {"embedding", "logits", "embedding_2", "logits_2"}
+    first, second = several[0](IMAGES), several[1](resized(IMAGES, 16))
+    np.testing.assert_allclose(given["logits"], first["logits"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(given["logits_2"], second["logits"], rtol=1e-5, atol=1e-6)
 
 
 def test_copy_leaves_the_sources_top_behind():
