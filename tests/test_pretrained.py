@@ -365,3 +365,5 @@ def test_several_teachers_as_the_docs_write_them(network, file, tmp_path):
     assert [each.name for each in stages["refilled"].teachers] == ["teacher", "second"]
     assert stages["second"].backbone.file == str(tmp_path / "other.keras")
     assert stages["refilled"].objective.teacher_weights == (3.0, 1.0)
+    rows = experiment.run(spec, tiny.run_in(tmp_path / "work"), ["tiny"], "command")["rows"]
+    assert [row["stage"] for row in rows] == ["student", "refilled"]
