@@ -8,7 +8,7 @@ import html.parser
 import pytest
 from PIL import Image
 
-from refilled_tf import pages
+from refilled_tf import pages, storage
 from refilled_tf.tables import Cell, Grid
 
 FACTS = {"title": "A <b>bold</b> table", "command": "python -m x", "date": "2020-01-02"}
@@ -108,6 +108,15 @@ def test_table_without_papers_numbers_does_not_speak_of_them(tmp_path):
     page = (tmp_path / "mine" / "mine.html").read_text(encoding="utf-8")
     assert "the paper's" not in page
     assert "Above" not in page
+
+
+def test_report_takes_tables_from_before_there_were_differences(work_dir):
+    path = work_dir / "table1" / "table1.json"
+    content = storage.read_json(path)
+    del content["differences"], content["reference"]
+    storage.write_json(path, content)
+    text = pages.write_report(work_dir).read_text(encoding="utf-8")
+    assert text.count("Above Student") == 1
 
 
 def test_report_of_nothing_says_so(tmp_path):
