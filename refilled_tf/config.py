@@ -81,7 +81,7 @@ def load_experiment(
         )
     built = _build(experiments.Experiment, files, params)
     for param in params:
-        name = param.split("=", 1)[0].strip()
+        name = option_of(param)
         require(
             _takes_effect(name),
             f"--gin_param={param!r} has no effect: no part of this experiment takes {name!r}, or "
@@ -127,6 +127,11 @@ def _build(kind: type, files: Sequence[str | Path], params: Sequence[str]):
         if isinstance(error, SyntaxError):
             where = (error.text or "").strip() or ", ".join(params)
         raise InputError(f"gin: {first}" + (f" ({where})" if where else "")) from error
+
+
+def option_of(param: str) -> str:
+    """Returns the option that a single setting such as "student.images_per_class = 20" sets."""
+    return param.split("=", 1)[0].strip()
 
 
 def _takes_effect(name: str) -> bool:

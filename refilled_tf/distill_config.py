@@ -83,7 +83,7 @@ def check_choices(widths: Sequence[float], params: Sequence[str], tune: int) -> 
     )
     for param in params:
         require(
-            not tune or param.split("=", 1)[0].strip() not in tuning.RANGES,
+            not tune or config.option_of(param) not in tuning.RANGES,
             f"--gin_param={param!r} is what --tune={tune} chooses; give one of the two",
         )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class InputError(Exception):
     """Bad input: an option, a file, a dataset or a diverging run.
@@ -19,17 +21,17 @@ class OutOfTimeError(Exception):
     """The time that a command was given is over; what is finished so far is on disk."""
 
 
-def require_built(value: object, method: str, option: str, example: str) -> None:
-    """Raises InputError unless an option holds an object with a method, and not its class.
+def require_built(option: str, value: object, kind: Any, example: str) -> None:
+    """Raises InputError unless an option holds an object of its kind, and not the class of one.
 
     Args:
-        value: of the option.
-        method: that what is accepted has.
         option: its name in gin.
+        value: of the option.
+        kind: what `isinstance` takes: a class, several, or a protocol checkable at run time.
         example: what gin accepts.
     """
     require(
-        hasattr(value, method) and not isinstance(value, type),
+        isinstance(value, kind) and not isinstance(value, type),
         f"{option} = {getattr(value, '__name__', value)!r} is not what is wanted here; in gin a "
         f"reference needs parentheses, such as {example}",
     )

@@ -52,7 +52,7 @@ class Experiment:
         rows = [row if isinstance(row, tuple) else (row,) for row in self.rows]
         object.__setattr__(self, "rows", tuple(itertools.chain.from_iterable(rows)))
         for row in self.rows:
-            require_built(row, "settings", "Experiment.rows", "@refilled/Stage()")
+            require_built("Experiment.rows", row, Row, "@refilled/Stage()")
         require(len(self.rows) > 0, "Experiment.rows is empty: it needs at least one method")
         require(
             self.strategy in ("mirrored", "multi_worker"),

@@ -71,11 +71,12 @@ class Probe:
         check_folder(self, run)
         index = read_index(self.task.data.source, run.data_dir)
         selection = select(self.task, index)
-        _, counts = np.unique(index.labels[selection.train], return_counts=True)
+        labels, counts = np.unique(index.labels[selection.train], return_counts=True)
+        fewest = index.class_names[labels[counts.argmin()]]
         require(
             self.classifier != "logistic_regression" or counts.min() >= 2,
             f"row {self.name!r}: Probe.classifier='logistic_regression' needs at least 2 training "
-            "images of every class, one of them to choose its C by; raise "
+            f"images of every class, one of them to choose its C by, and {fewest!r} has 1; raise "
             f"{self.task.role}.images_per_class, or leave the row out of Experiment.rows",
         )
 

@@ -7,7 +7,7 @@ import dataclasses
 import gin
 import tensorflow as tf
 
-from refilled_tf.errors import require
+from refilled_tf.errors import require, require_positive
 
 
 @gin.register
@@ -56,7 +56,7 @@ class Recipe:
                 isinstance(value, int) and value >= 1,
                 f"Recipe.{name}={value} must be a whole number of at least 1",
             )
-        require(self.learning_rate > 0, f"Recipe.learning_rate={self.learning_rate} must be > 0")
+        require_positive(self, "learning_rate", "decay_factor")
         require(
             0 <= self.embedding_rate <= 1,
             f"Recipe.embedding_rate={self.embedding_rate} must lie in [0, 1]",
@@ -72,7 +72,6 @@ class Recipe:
             self.schedule in ("steps", "cosine"),
             f"Recipe.schedule={self.schedule!r} must be 'steps' or 'cosine'",
         )
-        require(self.decay_factor > 0, f"Recipe.decay_factor={self.decay_factor} must be > 0")
         accepted = ("float32", "mixed_float16", "mixed_bfloat16")
         require(
             self.precision in accepted,
@@ -111,12 +110,11 @@ class Recipe:
                 t_mul=1.0,
                 alpha=self.decay_factor,
             )
+        drops = (0, *(max(1, round(share * self.epochs)) for share in self.milestones))
         boundaries, values = [], []
         for cycle in range(self.cycles):
-            for drop, share in enumerate((0.0, *self.milestones)):
-                passed = max(1, round(share * self.epochs)) if drop else 0
-                epoch = cycle * self.epochs + passed
-                boundaries.append(epoch * steps_per_epoch - 1)
+            for drop, epoch in enumerate(drops):
+                boundaries.append((cycle * self.epochs + epoch) * steps_per_epoch - 1)
                 values.append(self.learning_rate * self.decay_factor**drop)
         # A boundary is the last step of the rate before it; the first one lies before step 0.
         return tf.keras.optimizers.schedules.PiecewiseConstantDecay(

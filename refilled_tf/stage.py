@@ -105,10 +105,14 @@ class Stage:
             re.fullmatch(r"[\w.-]*\w", self.name) is not None,
             f"Stage.name={self.name!r} names a folder: letters, digits, '_', '-' and '.' only",
         )
-        require_built(self.backbone, "build", f"{self.name}/Stage.backbone", "@MobileNet()")
-        kinds = {"task": Task, "objective": Objective, "teacher_cache": TeacherCache}
+        kinds = {
+            "task": (Task, "@student()"),
+            "backbone": (networks.Backbone, "@MobileNet()"),
+            "objective": (Objective, "@CrossEntropy()"),
+            "teacher_cache": (TeacherCache, "@teacher_cache()"),
+        }
         if getattr(self.objective, "trains", True):
-            kinds |= {"recipe": Recipe}
+            kinds["recipe"] = Recipe, "@Recipe()"
         else:
             for option, none in (
                 ("recipe", None),
@@ -117,14 +121,10 @@ class Stage:
                 ("seed", 0),
             ):
                 object.__setattr__(self, option, none)
-        kinds |= {"selection": Selection} if self.selection is not None else {}
-        for option, kind in kinds.items():
-            value = getattr(self, option)
-            require(
-                isinstance(value, kind),
-                f"{self.name}/Stage.{option} = {value!r} is not a {kind.__name__}; in gin a "
-                "reference needs parentheses, such as @Recipe()",
-            )
+        if self.selection is not None:
+            kinds["selection"] = Selection, "@Selection()"
+        for option, (kind, example) in kinds.items():
+            require_built(f"{self.name}/Stage.{option}", getattr(self, option), kind, example)
         require(0 <= self.seed < 2**31, f"Stage.seed={self.seed} must lie in [0, 2³¹)")
         if self.selection:
             self.selection.learner.check(self.objective, self.selection.protocol.episodes.ways)

@@ -14,7 +14,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from refilled_tf import storage
-from refilled_tf.errors import require
+from refilled_tf.errors import require, require_built
 from refilled_tf.few_shot.base import Learner, Networks, Pool, Protocol
 from refilled_tf.models import networks
 from refilled_tf.stage import Run, Stage, check_folder, load_head, load_network, settings_of
@@ -47,14 +47,13 @@ class Trials:
     validation: Protocol
 
     def __post_init__(self):
-        kinds = {"learner": Learner, "network": Stage, "test": Protocol, "validation": Protocol}
-        for option, kind in kinds.items():
-            value = getattr(self, option)
-            require(
-                isinstance(value, kind),
-                f"{self.name}: trials.{option} = {value!r} is not a {kind.__name__}; in gin a "
-                "reference needs parentheses, such as @Protocol()",
-            )
+        for option, kind, example in (
+            ("learner", Learner, "@FineTune()"),
+            ("network", Stage, "@convnet/Stage()"),
+            ("test", Protocol, "@test/Protocol()"),
+            ("validation", Protocol, "@validation/Protocol()"),
+        ):
+            require_built(f"{self.name}: trials.{option}", getattr(self, option), kind, example)
         if not self.learner.needs_teacher:
             object.__setattr__(self, "teacher", None)
         require(

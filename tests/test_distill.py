@@ -209,12 +209,7 @@ def test_bad_size(given):
     [
         ([0.25, 0.0], [], 10, r"--width=0\.0 must be positive"),
         ([0.25, 0.5], [], 0, r"--width is given 2 times"),
-        (
-            [0.25],
-            ["Recipe.learning_rate=.05"],
-            10,
-            r"rate=\.05' is what --tune=10 chooses",
-        ),
+        ([0.25], ["Recipe.learning_rate=.05"], 10, r"rate=\.05' is what --tune=10 chooses"),
     ],
 )
 def test_bad_choice(widths, params, tune, message):

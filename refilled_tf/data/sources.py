@@ -15,7 +15,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import gin
 import numpy as np
@@ -47,6 +47,7 @@ class Index(NamedTuple):
     superclasses: tuple[int, ...] | None = None
 
 
+@runtime_checkable
 class Source(Protocol):
     """What the rest of the program asks of a source."""
 

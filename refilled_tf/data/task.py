@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import gin
@@ -76,8 +77,8 @@ class Data:
     on_corrupt: str = "error"
 
     def __post_init__(self):
-        require_built(self.source, "images", "Data.source", "@ImageFolder()")
-        require_built(self.class_split, "__call__", "Data.class_split", "@RandomHalves()")
+        require_built("Data.source", self.source, Source, "@ImageFolder()")
+        require_built("Data.class_split", self.class_split, Callable, "@RandomHalves()")
         require(
             self.load_size >= self.image_size > 0,
             f"Data.load_size={self.load_size} must be at least "

@@ -17,7 +17,7 @@ import tensorflow as tf
 from refilled_tf.data import batches, episodes
 from refilled_tf.data.episodes import Episodes, Tasks
 from refilled_tf.data.task import Examples, Task
-from refilled_tf.errors import InputError, require
+from refilled_tf.errors import InputError, require, require_built
 from refilled_tf.learners.base import Objective
 from refilled_tf.models import networks
 
@@ -151,12 +151,8 @@ class Protocol:
     episodes: Episodes
 
     def __post_init__(self):
-        for name, kind in (("task", Task), ("episodes", Episodes)):
-            require(
-                isinstance(getattr(self, name), kind),
-                f"Protocol.{name} = {getattr(self, name)!r} is not a {kind.__name__}; in gin a "
-                f"reference needs parentheses, such as @{kind.__name__}()",
-            )
+        require_built("Protocol.task", self.task, Task, "@student()")
+        require_built("Protocol.episodes", self.episodes, Episodes, "@Episodes()")
 
     def check(self, shots: int, data_dir: str | None) -> None:
         """Refuses what cannot be drawn, without decoding an image.

@@ -8,7 +8,7 @@ from typing import ClassVar
 import gin
 import tensorflow as tf
 
-from refilled_tf.errors import require
+from refilled_tf.errors import require, require_positive
 from refilled_tf.learners.base import GlobalBatch, Objective, Shapes
 from refilled_tf.learners.cross_entropy import accuracy, cross_entropy
 from refilled_tf.losses.kd import kd
@@ -45,7 +45,7 @@ class Distillation(Objective):
             self.method is not None or self.kd_weight > 0,
             "Distillation distils nothing: set Distillation.method or kd_weight",
         )
-        require(self.temperature > 0, f"Distillation.temperature={self.temperature} must be > 0")
+        require_positive(self, "temperature")
 
     @property
     def parts(self) -> tuple[str, ...]:

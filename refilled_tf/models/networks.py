@@ -12,7 +12,7 @@ methods can attach there.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import tensorflow as tf
@@ -20,6 +20,7 @@ import tensorflow as tf
 from refilled_tf.errors import require
 
 
+@runtime_checkable
 class Backbone(Protocol):
     """Builds an embedding network from images of a given size."""
 
