@@ -213,6 +213,13 @@ _LISTED_IF_SET = (
     "LocalDistillation.teacher_weights",
 )
 
+# What has a task of its own beside the task of its owner, or beside another one.
+_PREFIXES = {
+    "Stage.selection": "selection ",
+    "Trials.test": "test ",
+    "Trials.validation": "validation ",
+}
+
 
 def _flatten(spec: Any) -> dict[str, Any]:
     """Lists the options of a nested dataclass under their gin names; stages are left out."""
@@ -230,8 +237,7 @@ def _flatten(spec: Any) -> dict[str, Any]:
             continue
         if dataclasses.is_dataclass(value):
             flat[name] = type(value).__name__
-            # The tasks that choose an epoch have a role and images of their own.
-            prefix = "selection " if name == "Stage.selection" else ""
+            prefix = _PREFIXES.get(name, "")
             flat |= {prefix + option: x for option, x in _flatten(value).items()}
         else:
             flat[name] = list(value) if isinstance(value, tuple) else value

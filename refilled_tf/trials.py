@@ -74,11 +74,7 @@ class Trials:
 
     def settings(self) -> dict[str, Any]:
         """Returns every setting that shapes the result; see `stage.settings_of`."""
-        return settings_of(self, self.parents) | {
-            f"{part} {name}": value
-            for part in ("test", "validation")
-            for name, value in settings_of(getattr(self, part), ()).items()
-        }
+        return settings_of(self, self.parents)
 
     def check(self, run: Run) -> None:
         """Refuses tasks that cannot be drawn, and another row's folder, before any training.

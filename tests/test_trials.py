@@ -113,6 +113,14 @@ def test_row_of_other_settings_is_refused(spec, outcome):
         changed.check(run)
 
 
+def test_test_and_validation_tasks_are_settings_of_their_own(spec):
+    """Both have an `Episodes.count`: GIN gives the tests 20 tasks and validation 8."""
+    settings = spec.rows[0].settings()
+    assert settings["test Episodes.count"] == 20
+    assert settings["validation Episodes.count"] == 8
+    assert "Episodes.count" not in settings
+
+
 def test_name_in_the_table_is_no_setting(spec, outcome):
     run, _ = outcome
     row = next(row for row in spec.rows if row.name == "svm_4_shot")
