@@ -27,6 +27,8 @@ ABOVE = (
     "test images and seeds."
 )
 
+PICTURES = "[!.]*.png"  # hidden ones are being written by another process
+
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
     autoescape=True,
@@ -58,19 +60,22 @@ def write_table(folder: Path, facts: dict[str, str], grid: Grid, settings: dict[
     has_paper = any(cell.paper is not None for cell in grid.cells.values())
     note = (
         "The small protocol for a CPU: the paper's numbers are of other data and longer training, "
-        "and stand here for orientation only.\n\n"
+        "and stand here for orientation only."
         if facts["scale"] == "cpu" and has_paper
         else ""
     )
     differences = tables.differences(grid)
-    above = f"{ABOVE}\n\n" if differences else ""
-    missing = f"Not finished: {'; '.join(grid.missing)}.\n\n" if grid.missing else ""
-    markdown = (
-        f"# {facts['title']}\n\n```\n{facts['command']}\n```\n\n{facts['date']}; accuracy in "
-        f"percent, mean ± deviation over seeds. {note}\n\n{tables.as_markdown(grid)}\n\n"
-        f"{above}{missing}"
-    )
-    storage.write_text(folder / f"{folder.name}.md", markdown.strip() + "\n")
+    about = f"{facts['date']}; accuracy in percent, mean ± deviation over seeds. {note}"
+    paragraphs = [
+        f"# {facts['title']}",
+        f"```\n{facts['command']}\n```",
+        about.strip(),
+        tables.as_markdown(grid),
+        ABOVE if differences else "",
+        f"Not finished: {'; '.join(grid.missing)}." if grid.missing else "",
+    ]
+    markdown = "\n\n".join(filter(None, paragraphs))
+    storage.write_text(folder / f"{folder.name}.md", markdown + "\n")
     lines = [
         {
             "method": method,
@@ -90,7 +95,7 @@ def write_table(folder: Path, facts: dict[str, str], grid: Grid, settings: dict[
 
 def write_report(work_dir: Path) -> Path:
     """Writes report.html, with all tables and figures of a work_dir; returns its path."""
-    shown = [*work_dir.glob("*/*.png"), *work_dir.glob("*/*.json")]
+    shown = [*work_dir.glob(f"*/{PICTURES}"), *work_dir.glob("*/*.json")]
     folders = sorted({path.parent for path in shown})
     page = work_dir / "report.html"
     storage.write_text(page, _page("Cross-task distillation: results", folders))
@@ -102,7 +107,7 @@ def _page(title: str, folders: list[Path]) -> str:
     for folder in folders:
         file = folder / f"{folder.name}.json"
         content = storage.read_json(file) if file.exists() else {"title": folder.name.title()}
-        shown = [(path, CAPTIONS.get(path.name, "")) for path in sorted(folder.glob("*.png"))]
+        shown = [(path, CAPTIONS.get(path.name, "")) for path in sorted(folder.glob(PICTURES))]
         sections.append(content | {"name": folder.name, "pictures": shown})
     versions = {name: metadata.version(name) for name in ("tensorflow", "keras-cv", "numpy")}
     return render("results.html", title=title, sections=sections, above=ABOVE, versions=versions)

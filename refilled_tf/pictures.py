@@ -23,6 +23,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
 MARKERS = "osD^vP*X<>hd"
+COLORS = (*plt.cm.tab20.colors[::2], *plt.cm.tab20.colors[1::2])  # strong ones first
 CLASSES = 10  # in a picture of embeddings: as many as there are colours to tell apart
 
 
@@ -65,7 +66,8 @@ def save_accuracies(path: Path, table: Table, grid: Grid) -> None:
                 x, means, spreads = zip(*points, strict=True)
                 marker = MARKERS[number % len(MARKERS)]
                 bars = spreads if any(spreads) else None
-                plot.errorbar(x, means, bars, marker=marker, capsize=3, label=method)
+                color = COLORS[number % len(COLORS)]
+                plot.errorbar(x, means, bars, color=color, marker=marker, capsize=3, label=method)
         plot.set_xticks(list(places.values()), list(places))
         plot.set_xlabel(table.axis)
         plot.set_title(group)

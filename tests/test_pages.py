@@ -68,6 +68,12 @@ def test_report_holds_all_tables_and_needs_no_network(work_dir):
     assert [link for link in page.links if link.startswith("#")] == ["#table1", "#table4"]
 
 
+def test_picture_that_another_process_is_writing_is_left_out(work_dir):
+    before = _read(pages.write_report(work_dir)).links
+    (work_dir / "table1" / ".0123-curves.png").write_bytes(b"half of a")
+    assert _read(pages.write_report(work_dir)).links == before
+
+
 def test_text_is_escaped(work_dir):
     page = _read(work_dir / "table1" / "table1.html")
     assert "b" not in page.tags
