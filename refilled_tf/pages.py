@@ -65,7 +65,9 @@ def write_table(folder: Path, facts: dict[str, str], grid: Grid, settings: dict[
         else ""
     )
     differences = tables.differences(grid)
-    about = f"{facts['date']}; accuracy in percent, mean ± deviation over seeds. {note}"
+    of_tasks = any(x.interval is not None and x.deviation is None for x in grid.cells.values())
+    spread = "95 % interval over tasks" if of_tasks else "deviation over seeds"
+    about = f"{facts['date']}; accuracy in percent, mean ± {spread}. {note}"
     paragraphs = [
         f"# {facts['title']}",
         f"```\n{facts['command']}\n```",
@@ -87,7 +89,7 @@ def write_table(folder: Path, facts: dict[str, str], grid: Grid, settings: dict[
         for method in grid.methods
     ]
     content = {"columns": grid.columns, "lines": lines, "missing": grid.missing}
-    content |= {"note": note, "has_paper": has_paper}
+    content |= {"note": note, "has_paper": has_paper, "spread": spread}
     content |= {"reference": grid.reference, "differences": differences}
     storage.write_json(folder / f"{folder.name}.json", facts | content | {"settings": settings})
     storage.write_text(folder / f"{folder.name}.html", _page(facts["title"], [folder]))

@@ -97,6 +97,18 @@ def test_differences_are_shown_with_what_their_error_is(work_dir, ending):
         assert part in text
 
 
+@pytest.mark.parametrize("ending", ["html", "md"])
+def test_spread_is_named_for_what_it_is(work_dir, tmp_path, ending):
+    """Seeds deviate; a mean over few-shot tasks has an interval."""
+    text = (work_dir / "table1" / f"table1.{ending}").read_text(encoding="utf-8")
+    assert "mean ± deviation over seeds" in text
+    grid = Grid(("1NN",), ("1-shot",), {("1NN", "1-shot"): Cell((57.0,), (), interval=0.9)})
+    pages.write_table(tmp_path / "table3", FACTS | {"scale": "cpu"}, grid, {})
+    text = (tmp_path / "table3" / f"table3.{ending}").read_text(encoding="utf-8")
+    assert "mean ± 95 % interval over tasks" in text
+    assert "57.00 ± 0.90" in text
+
+
 def test_small_scale_says_what_the_papers_numbers_are_for(work_dir):
     for ending in ("html", "md"):
         small, papers = (
