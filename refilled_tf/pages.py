@@ -65,7 +65,7 @@ def write_table(folder: Path, facts: dict[str, str], grid: Grid, settings: dict[
         else ""
     )
     differences = tables.differences(grid)
-    of_tasks = any(x.interval is not None and x.deviation is None for x in grid.cells.values())
+    of_tasks = any(cell.spread != cell.deviation for cell in grid.cells.values())
     spread = "95 % interval over tasks" if of_tasks else "deviation over seeds"
     about = f"{facts['date']}; accuracy in percent, mean ± {spread}. {note}"
     paragraphs = [

@@ -27,9 +27,7 @@ COLORS = (*plt.cm.tab20.colors[::2], *plt.cm.tab20.colors[1::2])  # strong ones 
 CLASSES = 10  # in a picture of embeddings: as many as there are colours to tell apart
 
 
-def save_all(
-    folder: Path, table: Table, grid: Grid, parts: Sequence[Part], where: Run
-) -> list[Path]:
+def save_all(folder: Path, table: Table, grid: Grid, parts: Sequence[Part], where: Run) -> None:
     """Draws what the finished stages allow: accuracy.png, curves.png, embeddings.png."""
     save_accuracies(folder / "accuracy.png", table, grid)
     pictured = table.pictured or parts[0].column
@@ -40,7 +38,6 @@ def save_all(
     shown = embeddings_to_show(spec)
     if shown and all(where.is_finished(stage) for stage in shown):
         save_embeddings(folder / "embeddings.png", pictured, shown, where)
-    return sorted(folder.glob("*.png"))
 
 
 def save_accuracies(path: Path, table: Table, grid: Grid) -> None:
@@ -58,7 +55,7 @@ def save_accuracies(path: Path, table: Table, grid: Grid) -> None:
     for plot, (group, columns) in zip(axes[0], groups.items(), strict=True):
         for number, method in enumerate(grid.methods):
             points = [
-                (places[label], cell.mean, cell.deviation or cell.interval or 0.0)
+                (places[label], cell.mean, cell.spread or 0.0)
                 for label, column in columns.items()
                 if (cell := grid.cells.get((method, column))) is not None and cell.values
             ]

@@ -97,6 +97,11 @@ class Cell(NamedTuple):
         """Of the seeds; None of a single one."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
+    @property
+    def spread(self) -> float | None:
+        """What stands behind ±: the deviation, or of a single seed the interval, if it has one."""
+        return self.interval if self.deviation is None else self.deviation
+
 
 class Grid(NamedTuple):
     """A collected table: cells[method, column]; a method has no cell where it has no row."""
@@ -219,11 +224,10 @@ def _above(ours: Mapping[int, Path], reference: Mapping[int, Path]) -> tuple[flo
 
 
 def text(cell: Cell | None) -> str:
-    """Writes a cell: mean ± deviation over seeds (number of seeds, if some are missing)."""
+    """Writes a cell: mean ± spread (number of seeds, if some are missing)."""
     if cell is None or not cell.values:
         return ""
-    spread = cell.interval if cell.deviation is None else cell.deviation
-    written = f"{cell.mean:.2f}" + ("" if spread is None else f" ± {spread:.2f}")
+    written = f"{cell.mean:.2f}" + ("" if cell.spread is None else f" ± {cell.spread:.2f}")
     count = len(cell.values)
     return written + (f" ({count} of {count + len(cell.missing)})" if cell.missing else "")
 
