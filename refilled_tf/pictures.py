@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 from sklearn.manifold import TSNE
 
 from refilled_tf import experiment, storage
@@ -24,6 +25,7 @@ import matplotlib.pyplot as plt
 
 MARKERS = "osD^vP*X<>hd"
 COLORS = (*plt.cm.tab20.colors[::2], *plt.cm.tab20.colors[1::2])  # strong ones first
+DASHES = ("--", ":", "-.")
 CLASSES = 10  # in a picture of embeddings: as many as there are colours to tell apart
 
 
@@ -34,7 +36,7 @@ def save_all(folder: Path, table: Table, grid: Grid, parts: Sequence[Part], wher
     spec = next(part.experiment for part in parts if part.column == pictured)
     stages = [s for s in spec.stages() if where.is_finished(s) and s.recipe]
     if stages:
-        save_curves(folder / "curves.png", pictured, stages, where)
+        save_curves(folder / "curves.png", pictured, stages, where, grid.methods)
     shown = embeddings_to_show(spec)
     if shown and all(where.is_finished(stage) for stage in shown):
         save_embeddings(folder / "embeddings.png", pictured, shown, where)
@@ -85,30 +87,43 @@ def read_history(path: Path) -> dict[str, np.ndarray]:
     return {name: np.array([float(lines[epoch][name]) for epoch in epochs]) for name in names}
 
 
-def save_curves(path: Path, title: str, stages: Sequence[Stage], where: Run) -> None:
-    """Draws the loss without weight penalty, and training accuracy, of finished stages."""
-    names = {"loss": "loss", "train_accuracy": "training accuracy"}
-    figure, axes = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
+def save_curves(
+    path: Path, title: str, stages: Sequence[Stage], where: Run, methods: Sequence[str]
+) -> None:
+    """Draws the loss without weight penalty, and training accuracy, of finished stages.
+
+    Stages that are one of `methods` have its colour, as in the picture of accuracies; teachers and
+    first stages are dashed.
+    """
+    names = {"loss": "loss of each method's own", "train_accuracy": "training accuracy"}
+    figure, axes = plt.subplots(1, 2, figsize=(14, 5), layout="constrained")
     figure.suptitle(title)
-    for number, stage in enumerate(stages):
+    dashes = itertools.cycle(DASHES)
+    for stage in stages:
         file = where.folder(stage) / "history.csv"
-        if file.exists():
-            history = read_history(file)
-            # The same in both plots, though not every stage is in both. The first are thicker, to
-            # be seen beneath others that take the same steps, such as Student's longer self.
-            width = 1 + 2 * (1 - number / len(stages))
-            style = {"label": stage.method, "color": plt.cm.tab20(number % 20), "lw": width}
-            for plot, name in zip(axes, names, strict=True):
-                if name in history:
-                    plot.plot(history["epoch"] + 1, history[name], **style)
-    for plot, (name, label) in zip(axes, names.items(), strict=True):
+        if not file.exists():
+            continue
+        history = read_history(file)
+        style = {"label": stage.method, "lw": 1.3}
+        if stage.method in methods:
+            style["color"] = COLORS[methods.index(stage.method) % len(COLORS)]
+        else:
+            style |= {"color": "black", "ls": next(dashes)}
+        # Long ones beneath, since Student's longer self takes the same steps at first.
+        style["zorder"] = 2 + 1 / len(history["epoch"])
+        for plot, name in zip(axes, names, strict=True):
+            if name in history:
+                plot.plot(history["epoch"] + 1, history[name], **style)
+    for plot, label in zip(axes, names.values(), strict=True):
         plot.set_xlabel("epoch")
         plot.set_ylabel(label)
         plot.grid(alpha=0.3)
-        if name == "loss":
-            plot.set_yscale("log")
-            plot.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(3, 1)))
-    axes[0].legend(fontsize=7)
+    axes[0].set_yscale("log")
+    axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes[0].yaxis.set_major_formatter("{x:g}")
+    axes[0].yaxis.set_minor_formatter(NullFormatter())
+    lines = {line.get_label(): line for line in axes[0].lines}
+    axes[1].legend(lines.values(), lines, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     _save(figure, path)
 
 

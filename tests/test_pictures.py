@@ -57,8 +57,8 @@ def test_a_cell_without_results_is_left_out(tmp_path):
     assert (tmp_path / "a.png").exists()
 
 
-def test_a_stage_has_one_colour_in_both_plots(tmp_path, monkeypatch):
-    """Though stage 1, which comes first, has no training accuracy."""
+def test_a_method_has_the_colour_it_has_among_accuracies(tmp_path, monkeypatch):
+    """In both plots, though stage 1, which comes first, has no training accuracy."""
     run = tiny.run_in(tmp_path)
     first, second = tiny.first(), tiny.second()
     for stage, names in ((first, "loss"), (second, "loss,train_accuracy")):
@@ -67,10 +67,9 @@ def test_a_stage_has_one_colour_in_both_plots(tmp_path, monkeypatch):
         (run.folder(stage) / "history.csv").write_text("\n".join(lines))
     drawn = []
     monkeypatch.setattr(pictures, "_save", lambda figure, path: drawn.append(figure))
-    pictures.save_curves(tmp_path / "curves.png", "", [first, second], run)
+    pictures.save_curves(tmp_path / "curves.png", "", [first, second], run, ("A", second.method))
     (figure,) = drawn
     plt.close(figure)
     losses, accuracies = ({x.get_label(): x.get_color() for x in p.lines} for p in figure.axes)
-    assert losses.keys() == {first.method, second.method}
-    assert accuracies == {second.method: losses[second.method]}
-    assert losses[first.method] != losses[second.method]
+    assert losses == {first.method: "black", second.method: pictures.COLORS[1]}
+    assert accuracies == {second.method: pictures.COLORS[1]}
