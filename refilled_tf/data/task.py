@@ -53,8 +53,9 @@ class Data:
         image_size: side of a student's input, in pixels.
         load_size: side to which images are resized when loaded; training takes random crops of
             them, scoring the centre.
-        view_size: side of these crops, where a teacher is to see them in a higher resolution than
-            the student, for whom they are resized to image_size; None for image_size.
+        view_size: side of these crops, where a given teacher is to see them in a higher resolution
+            than networks that train, for which they are resized to image_size; None for
+            image_size.
         min_crop: where training crops are to vary in size: their smallest side, as a share of the
             padded image's; sides are drawn evenly from there to the whole, and crops resized.
             None cuts them out at their final size.
