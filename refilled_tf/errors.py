@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 
@@ -37,14 +39,30 @@ def require_built(option: str, value: object, kind: Any, example: str) -> None:
     )
 
 
+def require_name(option: str, name: str) -> None:
+    """Raises InputError unless the name of a stage or row can be that of its folder."""
+    require(
+        re.fullmatch(r"[\w.-]*\w", name) is not None,
+        f"{option}={name!r} names a folder: letters, digits, '_', '-' and '.' only",
+    )
+
+
 def require_positive(owner: object, *names: str) -> None:
     """Raises InputError unless options are above zero, or all values of those with several."""
     for name in names:
-        value = getattr(owner, name)
-        require(
-            all(x > 0 for x in (value if isinstance(value, list | tuple) else (value,))),
-            f"{type(owner).__name__}.{name}={value} must be above zero",
-        )
+        _require_each(owner, name, lambda x: x > 0, "above zero")
+
+
+def require_not_negative(owner: object, *names: str) -> None:
+    """Raises InputError unless options are zero or more, or all values of those with several."""
+    for name in names:
+        _require_each(owner, name, lambda x: x >= 0, "zero or more")
+
+
+def _require_each(owner: object, name: str, holds: Callable[[Any], bool], wanted: str) -> None:
+    value = getattr(owner, name)
+    for each in value if isinstance(value, list | tuple) else (value,):
+        require(holds(each), f"{type(owner).__name__}.{name}={each} must be {wanted}")
 
 
 def require(condition: bool, message: str) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from refilled_tf import storage
 from refilled_tf.data.task import Task, load, read_index, select
-from refilled_tf.errors import require
+from refilled_tf.errors import require, require_built, require_name
 from refilled_tf.evaluation import embedding
 from refilled_tf.stage import Run, Stage, check_folder, outputs, settings_of
 
@@ -43,6 +43,9 @@ class Probe:
     seed: int = 0
 
     def __post_init__(self):
+        require_name("Probe.name", self.name)
+        require_built(f"{self.name}/Probe.task", self.task, Task, "@student()")
+        require_built(f"{self.name}/Probe.teacher", self.teacher, Stage, "@teacher/Stage()")
         require(
             self.classifier in CLASSIFIERS,
             f"Probe.classifier={self.classifier!r} must be one of {', '.join(CLASSIFIERS)}",

@@ -7,7 +7,7 @@ import dataclasses
 import gin
 import tensorflow as tf
 
-from refilled_tf.errors import require, require_positive
+from refilled_tf.errors import require, require_not_negative, require_positive
 
 
 @gin.register
@@ -62,7 +62,7 @@ class Recipe:
             f"Recipe.embedding_rate={self.embedding_rate} must lie in [0, 1]",
         )
         require(0 <= self.momentum < 1, f"Recipe.momentum={self.momentum} must lie in [0, 1)")
-        require(self.weight_decay >= 0, f"Recipe.weight_decay={self.weight_decay} must be ≥ 0")
+        require_not_negative(self, "weight_decay")
         require(
             all(0 < m < 1 for m in self.milestones)
             and list(self.milestones) == sorted(self.milestones),

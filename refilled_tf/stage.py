@@ -17,7 +17,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,7 +29,7 @@ import tensorflow as tf
 from refilled_tf import storage
 from refilled_tf.data import batches
 from refilled_tf.data.task import Task, load, read_index, select
-from refilled_tf.errors import InputError, require, require_built
+from refilled_tf.errors import InputError, require, require_built, require_name
 from refilled_tf.few_shot.base import Selection
 from refilled_tf.learners.base import Objective
 from refilled_tf.models import networks
@@ -101,10 +100,7 @@ class Stage:
     seed: int = 0
 
     def __post_init__(self):
-        require(
-            re.fullmatch(r"[\w.-]*\w", self.name) is not None,
-            f"Stage.name={self.name!r} names a folder: letters, digits, '_', '-' and '.' only",
-        )
+        require_name("Stage.name", self.name)
         kinds = {
             "task": (Task, "@student()"),
             "backbone": (networks.Backbone, "@MobileNet()"),
@@ -332,7 +328,7 @@ def check(stage: Stage, run: Run) -> None:
             known.backbone.embeddings(index.keys[[*selection.train, *selection.test]])
     if not stage.objective.trains:
         if not isinstance(stage.backbone, EmbeddingFile):
-            networks.embedding_network(stage.backbone, stage.task.data.crop_size)
+            _untrained(stage)
         return
     recipe, replicas = stage.recipe, run.strategy.num_replicas_in_sync
     require(
@@ -340,8 +336,6 @@ def check(stage: Stage, run: Run) -> None:
         f"Recipe.batch_size={recipe.batch_size} must be a multiple of the {replicas} replicas",
     )
     stage.objective.check_batches(recipe, replicas)
-    if stage.selection:
-        stage.selection.check(run.data_dir)
     labels = index.labels[selection.train]
     batches.epoch_order(labels, recipe.batch_size, stage.seed, 0, recipe.classes_per_batch)
     if stage.objective.shares_classes:
@@ -353,10 +347,33 @@ def check(stage: Stage, run: Run) -> None:
             "teacher must have learnt the student's classes; take Data.class_split = "
             "@SharedClasses(), or a cross-task objective",
         )
+    network = _untrained(stage)
+    if stage.start:
+        networks.require_same_weights(_untrained(stage.start), network)
+    if stage.selection:
+        stage.selection.check(network, run.data_dir)
     if stage.objective.features:
-        size, names = stage.task.data.image_size, stage.objective.features
-        sides = (stage.backbone, stage.teacher.backbone)
-        stage.objective.adapter(*(networks.feature_shapes(s.build(size), names) for s in sides))
+        sides = (network, _untrained(stage.teacher))
+        stage.objective.adapter(
+            *(networks.feature_shapes(side, stage.objective.features) for side in sides)
+        )
+
+
+def _untrained(stage: Stage) -> tf.keras.Model:
+    """Builds a stage's embedding network as it is before any training.
+
+    Raises:
+        InputError: the backbone does not take images of that size.
+    """
+    data = stage.task.data
+    size = data.image_size if stage.objective.trains else data.crop_size
+    return _fresh_network(stage.backbone, size)
+
+
+# Most stages of an experiment share their network.
+@functools.lru_cache(maxsize=8)
+def _fresh_network(backbone: networks.Backbone, image_size: int) -> tf.keras.Model:
+    return networks.embedding_network(backbone, image_size)
 
 
 def check_folder(stage: Named, run: Run) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -174,8 +176,7 @@ def _build(stage: Stage, run: Run, data: TaskData) -> tuple[Learner, int]:
     steps = len(order)
     # Initial weights come from the seed alone, not from what ran before in this process.
     tf.keras.utils.set_random_seed(stage.seed)
-    tf.keras.mixed_precision.set_global_policy(recipe.precision)
-    with run.strategy.scope():
+    with run.strategy.scope(), _precision(recipe.precision):
         if stage.objective.classifies:
             student = networks.classifier(stage.backbone, size, len(data.class_names))
         else:
@@ -204,6 +205,17 @@ def _build(stage: Stage, run: Run, data: TaskData) -> tuple[Learner, int]:
         learner.compile(optimizer=recipe.optimizer(steps))
         learner.optimizer.build(learner.trainable_variables)
     return learner, steps
+
+
+@contextlib.contextmanager
+def _precision(name: str) -> Iterator[None]:
+    """Layers made within compute so; what other stages make is not to depend on it."""
+    before = tf.keras.mixed_precision.global_policy()
+    tf.keras.mixed_precision.set_global_policy(name)
+    try:
+        yield
+    finally:
+        tf.keras.mixed_precision.set_global_policy(before)
 
 
 def _distributed_batches(stage: Stage, run: Run, examples: Examples, first: int, steps: int):

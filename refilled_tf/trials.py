@@ -14,7 +14,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from refilled_tf import storage
-from refilled_tf.errors import require, require_built
+from refilled_tf.errors import require, require_built, require_name
 from refilled_tf.few_shot.base import Learner, Networks, Pool, Protocol
 from refilled_tf.models import networks
 from refilled_tf.stage import Run, Stage, check_folder, load_head, load_network, settings_of
@@ -47,6 +47,7 @@ class Trials:
     validation: Protocol
 
     def __post_init__(self):
+        require_name("trials.name", self.name)
         for option, kind, example in (
             ("learner", Learner, "@FineTune()"),
             ("network", Stage, "@convnet/Stage()"),
@@ -177,8 +178,8 @@ def trials(
 
 
 def mean_and_interval(accuracies: np.ndarray) -> tuple[float, float]:
-    """Returns the mean of [T] accuracies and half the width of its 95 % interval, 1.96·s/√T."""
-    deviation = np.std(accuracies, ddof=1) if len(accuracies) > 1 else np.nan
+    """Returns the mean of [T ≥ 2] accuracies and half the width of its 95 % interval, 1.96·s/√T."""
+    deviation = np.std(accuracies, ddof=1)
     return float(np.mean(accuracies)), float(1.96 * deviation / np.sqrt(len(accuracies)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import shutil
 import types
 
@@ -17,10 +18,14 @@ from refilled_tf.data.task import Task
 from refilled_tf.errors import InputError
 from refilled_tf.few_shot.base import Protocol, Selection
 from refilled_tf.few_shot.feat import Feat
+from refilled_tf.few_shot.fine_tune import FineTune
+from refilled_tf.few_shot.maml import InnerLoop
 from refilled_tf.few_shot.protonet import NearestPrototype, ProtoNet
 from refilled_tf.few_shot.refilled import Refilled
+from refilled_tf.few_shot.svm import LinearSvm
 from refilled_tf.learners.distillation import Distillation
 from refilled_tf.learners.fitnet import FitNet
+from refilled_tf.learners.joint import JointDistillation
 from refilled_tf.learners.local import LocalDistillation
 from refilled_tf.learners.relationship import RelationshipMatching
 from refilled_tf.learners.vid import VariationalInformation
@@ -116,6 +121,37 @@ def test_what_is_divided_by_is_above_zero(kind, option):
     for value in (0.0, -1.0):
         with pytest.raises(InputError, match=rf"{kind.__name__}\.{option}={value} must be above"):
             kind(**{option: value})
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [
+        (RelationshipMatching, "weight"),
+        (LocalDistillation, "weight"),
+        (LocalDistillation, "decay"),
+        (FitNet, "weight"),
+        (Refilled, "weight"),
+        (Refilled, "learning_rate"),
+        (InnerLoop, "learning_rate"),
+        (
+            functools.partial(JointDistillation, RelationshipMatching(), LocalDistillation()),
+            "gamma",
+        ),
+        (functools.partial(dataclasses.replace, tiny.DATA), "pad"),
+    ],
+)
+def test_what_adds_is_not_negative(kind, option):
+    with pytest.raises(InputError, match=rf"\w+\.{option}=-1 must be zero or more"):
+        kind(**{option: -1})
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [(FineTune, "steps"), (InnerLoop, "steps"), (InnerLoop, "group"), (LinearSvm, "c")],
+)
+def test_what_is_counted_is_above_zero(kind, option):
+    with pytest.raises(InputError, match=rf"{kind.__name__}\.{option}=0 must be above zero"):
+        kind(**{option: 0})
 
 
 @pytest.mark.parametrize(
@@ -242,6 +278,25 @@ def test_kd_needs_a_teacher_of_the_students_classes(tmp_path):
     # Features have no classes.
     features = tiny.first(objective=Distillation(FitNet(layers=("conv",))))
     stage.check(features, tiny.run_in(tmp_path))
+
+
+def test_images_too_small_for_the_network_are_refused(tmp_path):
+    """Keras's MobileNet takes 32 pixels at least; these are 8."""
+    message = _refusal(tmp_path, RelationshipMatching(), backbone=MobileNet(0.25))
+    assert "MobileNet takes images from 32×32 on" in message
+
+
+def test_start_of_another_width_is_refused(tmp_path):
+    start = tiny.first(name="narrow", backbone=tiny.TinyNetwork(2))
+    message = _refusal(tmp_path, LocalDistillation(), start=start)
+    assert "layer 'conv' has weights [(3, 3, 3, 4)], but [(3, 3, 3, 2)]" in message
+
+
+def test_learner_of_a_selection_must_fit_the_network(tmp_path):
+    tasks = Protocol(Task(tiny.DATA, "student"), Episodes(ways=2, queries=2, count=2))
+    selection = Selection(tasks, 1, FineTune(first="block9"))
+    with pytest.raises(InputError, match="no layer 'block9'"):
+        stage.check(tiny.teacher(selection=selection), tiny.run_in(tmp_path))
 
 
 def test_distillation_needs_a_teacher():

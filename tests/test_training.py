@@ -10,20 +10,25 @@ import json
 import shutil
 import signal
 import time
+import types
 
 import commands
 import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
+from sklearn.neighbors import NearestCentroid
+from sklearn.preprocessing import normalize
 
 from refilled_tf import predictions, training
+from refilled_tf.data import batches
 from refilled_tf.data.episodes import Episodes
 from refilled_tf.data.task import Task, load
 from refilled_tf.errors import InputError
 from refilled_tf.few_shot.base import Protocol, Selection
 from refilled_tf.few_shot.feat import AdaptedPrototypes, Feat
 from refilled_tf.learners.base import Learner
+from refilled_tf.learners.local import LocalDistillation
 from refilled_tf.recipe import Recipe
 from refilled_tf.stage import load_head, load_network
 
@@ -58,6 +63,96 @@ def test_predictions_are_those_of_the_accuracy(run):
     result = json.loads((run.folder(teacher) / "result.json").read_text())
     assert hits.right.mean() == pytest.approx(result["accuracy"])
     assert hits.keys.tolist() == data.test.keys.tolist()
+
+
+def test_embedding_is_scored_by_training_and_test_images(run):
+    """The nearest class mean of scikit-learn, on what the saved network says of either part."""
+    spec = tiny.first()
+    result = training.train(spec, run)
+    data, network = load(spec.task, None), load_network(spec, run)
+    train, test = (
+        normalize(network(part.images.astype(np.float32), training=False)["embedding"])
+        for part in (data.train, data.test)
+    )
+    centers = NearestCentroid().fit(train, data.train.labels)
+    centers.centroids_ = normalize(centers.centroids_)
+    assert result["embedding"]["ncm"] == pytest.approx(centers.score(test, data.test.labels))
+
+
+# ---- what reaches the learner -------------------------------------------------------------
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """The learners that are trained, with the weights that their student starts from."""
+    built = []
+
+    class Kept(Learner):
+        def __init__(self, student, *others):
+            super().__init__(student, *others)
+            built.append((self, {layer.name: layer.get_weights() for layer in student.layers}))
+
+    monkeypatch.setattr(training, "Learner", Kept)
+    return built
+
+
+def test_second_stage_starts_from_the_firsts_embedding(run, built):
+    training.train(tiny.first(), run)
+    training.train(tiny.second(), run)
+    _, start = built[-1]
+    for layer in load_network(tiny.first(), run).layers:
+        for mine, there in zip(start[layer.name], layer.get_weights(), strict=True):
+            np.testing.assert_array_equal(mine, there)
+    assert "logits" in start
+
+
+def test_initial_weights_are_the_seeds(run, built):
+    for name, seed in (("a", 0), ("b", 1), ("c", 1)):
+        training.train(tiny.first(name=name, seed=seed), run)
+    zero, one, again = (start["conv"][0] for _, start in built)
+    np.testing.assert_array_equal(one, again)
+    assert np.abs(zero - one).max() > 0.1
+
+
+def test_global_centers_are_means_of_training_images(run, built):
+    """Of the teacher's embeddings, un-augmented, and normalised after the mean alone."""
+    spec = tiny.second(objective=LocalDistillation(centers="global"), start=None)
+    training.train(spec, run)
+    data, network = load(spec.task, None), load_network(spec.teacher, run)
+    said = network(data.train.images.astype(np.float32), training=False)["embedding"].numpy()
+    means = [said[data.train.labels == c].mean(axis=0) for c in range(len(data.class_names))]
+    (centers,) = built[0][0].teacher_centers
+    np.testing.assert_allclose(centers, normalize(means), atol=1e-5)
+
+
+def test_recipe_reaches_learner_and_batches(run, built, monkeypatch):
+    seen = []
+
+    def kept(examples, data, order, *others):
+        seen.append(examples.labels[order])
+        return batches.training_batches(examples, data, order, *others)
+
+    monkeypatch.setattr(
+        training, "batches", types.SimpleNamespace(**vars(batches) | {"training_batches": kept})
+    )
+    recipe = dataclasses.replace(
+        tiny.RECIPE, batch_size=12, classes_per_batch=3, embedding_rate=0.25, epochs=1
+    )
+    training.train(tiny.second(start=None, recipe=recipe), run)
+    assert built[0][0].embedding_rate == 0.25
+    (labels,) = seen
+    # Class-balanced: 3 classes × 4 images, class by class.
+    for batch in labels:
+        assert [len(set(group)) for group in np.split(batch, 3)] == [1, 1, 1]
+        assert len(set(batch)) == 3
+
+
+def test_precision_is_the_stages_own(run):
+    recipe = dataclasses.replace(tiny.RECIPE, precision="mixed_bfloat16", epochs=1)
+    training.train(tiny.first(recipe=recipe), run)
+    network = load_network(tiny.first(recipe=recipe), run)
+    assert network.get_layer("conv").dtype_policy.name == "mixed_bfloat16"
+    assert tf.keras.mixed_precision.global_policy().name == "float32"
 
 
 class _Stop(Exception):

@@ -13,7 +13,7 @@ from absl import logging
 
 from refilled_tf.data import splits
 from refilled_tf.data.sources import Index, Source
-from refilled_tf.errors import InputError, require, require_built
+from refilled_tf.errors import InputError, require, require_built, require_not_negative
 
 
 class Examples(NamedTuple):
@@ -90,6 +90,7 @@ class Data:
             f"Data.view_size={self.view_size} must lie between Data.image_size={self.image_size} "
             f"and Data.load_size={self.load_size}, or be None",
         )
+        require_not_negative(self, "pad")
         require(
             self.min_crop is None or 0 < self.min_crop <= 1,
             f"Data.min_crop={self.min_crop} must lie in (0, 1], or be None for crops of one size",
@@ -178,10 +179,11 @@ def select(task: Task, index: Index) -> Selection:
         InputError: naming the classes that overlap, are missing or lack images.
     """
     data = task.data
-    num_classes = data.num_classes or len(index.class_names)
+    num_classes = len(index.class_names) if data.num_classes is None else data.num_classes
     require(
         2 <= num_classes <= len(index.class_names),
-        f"Data.num_classes={data.num_classes}, but the dataset has {len(index.class_names)}",
+        f"Data.num_classes={data.num_classes} must lie between 2 and the dataset's "
+        f"{len(index.class_names)}",
     )
     present = np.bincount(index.labels, minlength=len(index.class_names)) > 0
     absent = np.flatnonzero(~present[:num_classes])

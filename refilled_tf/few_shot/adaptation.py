@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from refilled_tf.data.episodes import Tasks
-from refilled_tf.errors import require
+from refilled_tf.errors import require_not_negative, require_positive
 from refilled_tf.few_shot.base import Learner, Networks, Pool, merge_classes
 from refilled_tf.losses.prototypes import task_cross_entropy
 from refilled_tf.models.networks import with_classifier
@@ -77,13 +77,8 @@ class Adaptation(Learner):
     group: int = 50
 
     def __post_init__(self):
-        for name, least in (("steps", 1), ("learning_rate", 0.0), ("weight_decay", 0.0)):
-            for value in np.atleast_1d(getattr(self, name)):
-                require(
-                    value >= least,
-                    f"{type(self).__name__}.{name}={value} must be at least {least}",
-                )
-        require(self.group >= 1, f"{type(self).__name__}.group={self.group} must be at least 1")
+        require_positive(self, "steps", "group")
+        require_not_negative(self, "learning_rate", "weight_decay")
 
     def check_network(self, network: tf.keras.Model) -> None:
         """Refuses a network without the layers to train, or with branches there."""

@@ -153,6 +153,10 @@ class Protocol:
     def __post_init__(self):
         require_built("Protocol.task", self.task, Task, "@student()")
         require_built("Protocol.episodes", self.episodes, Episodes, "@Episodes()")
+        require(
+            self.episodes.count >= 2,
+            f"Episodes.count={self.episodes.count} must be at least 2, for there to be an interval",
+        )
 
     def check(self, shots: int, data_dir: str | None) -> None:
         """Refuses what cannot be drawn, without decoding an image.
@@ -187,9 +191,10 @@ class Selection:
     shots: int
     learner: Learner
 
-    def check(self, data_dir: str | None) -> None:
-        """Refuses impossible tasks, and a learner that is several."""
+    def check(self, network: tf.keras.Model, data_dir: str | None) -> None:
+        """Refuses impossible tasks, and a learner that is several or cannot use the network."""
         self.protocol.check(self.shots, data_dir)
+        self.learner.check_network(network)
         require(
             len(self.learner.candidates()) == 1,
             f"Selection.learner={self.learner} must have one value for every option",

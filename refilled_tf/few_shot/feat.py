@@ -9,7 +9,7 @@ import gin
 import tensorflow as tf
 
 from refilled_tf.data.episodes import Tasks
-from refilled_tf.errors import require, require_positive
+from refilled_tf.errors import require_not_negative, require_positive
 from refilled_tf.few_shot.base import Networks, Pool, merge_classes, require_objective
 from refilled_tf.few_shot.episodic import EpisodicObjective
 from refilled_tf.few_shot.protonet import NearestPrototype
@@ -38,10 +38,7 @@ class Feat(EpisodicObjective):
     def __post_init__(self):
         super().__post_init__()
         require_positive(self, "temperature", "contrastive_temperature")
-        require(
-            self.contrastive_weight >= 0,
-            f"Feat.contrastive_weight={self.contrastive_weight} must be ≥ 0",
-        )
+        require_not_negative(self, "contrastive_weight")
 
     def head(self, embedding_size: int) -> tf.keras.Model:
         """Builds one head of self-attention, then the residual sum and layer norm.

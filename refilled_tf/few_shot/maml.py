@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from refilled_tf.data.episodes import Tasks
-from refilled_tf.errors import require
+from refilled_tf.errors import require, require_not_negative, require_positive
 from refilled_tf.few_shot.adaptation import descend, gradient, groups
 from refilled_tf.few_shot.base import Learner, Networks, Pool, merge_classes, require_objective
 from refilled_tf.few_shot.episodic import EpisodicObjective
@@ -39,6 +39,11 @@ class Maml(EpisodicObjective):
 
     inner_steps: int = 5
     inner_rate: float = 0.01
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_positive(self, "inner_steps")
+        require_not_negative(self, "inner_rate")
 
     def head(self, embedding_size: int) -> tf.keras.Model:
         """Builds the classifier [B, d] to [B, C] that tasks start from."""
@@ -87,6 +92,10 @@ class InnerLoop(Learner):
     steps: int | tuple[int, ...] = 10
     learning_rate: float | tuple[float, ...] = 0.01
     group: int = 20
+
+    def __post_init__(self):
+        require_positive(self, "steps", "group")
+        require_not_negative(self, "learning_rate")
 
     def check(self, objective: Objective, ways: int) -> None:
         """Needs the classifier that `Maml` trains, of as many classes as a task has."""

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from refilled_tf.data.episodes import Tasks
-from refilled_tf.errors import require_positive
+from refilled_tf.errors import require_not_negative, require_positive
 from refilled_tf.few_shot.adaptation import Adaptation
 from refilled_tf.few_shot.base import Networks, Pool, merge_classes
 from refilled_tf.losses.distances import l2_normalize
@@ -40,6 +40,7 @@ class Refilled(Adaptation):
 
     def __post_init__(self):
         super().__post_init__()
+        require_not_negative(self, "weight", "decay")
         require_positive(self, "tau_teacher", "tau_student")
 
     def known(self, networks: Networks, pool: Pool, tasks: Tasks) -> tuple[np.ndarray, ...]:

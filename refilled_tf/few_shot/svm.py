@@ -10,6 +10,7 @@ from sklearn.preprocessing import normalize
 from sklearn.svm import LinearSVC
 
 from refilled_tf.data.episodes import Tasks
+from refilled_tf.errors import require_positive
 from refilled_tf.few_shot.base import Learner, Networks, Pool, labels_of
 
 
@@ -23,6 +24,9 @@ class LinearSvm(Learner):
     """
 
     c: float | tuple[float, ...] = (0.01, 0.1, 1.0, 10.0, 100.0)
+
+    def __post_init__(self):
+        require_positive(self, "c")
 
     def answers(self, networks: Networks, pool: Pool, tasks: Tasks) -> np.ndarray:
         """Fits a machine to every task."""

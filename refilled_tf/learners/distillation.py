@@ -8,7 +8,7 @@ from typing import ClassVar
 import gin
 import tensorflow as tf
 
-from refilled_tf.errors import require, require_positive
+from refilled_tf.errors import require, require_not_negative, require_positive
 from refilled_tf.learners.base import GlobalBatch, Objective, Shapes
 from refilled_tf.learners.cross_entropy import accuracy, cross_entropy
 from refilled_tf.losses.kd import kd
@@ -40,7 +40,7 @@ class Distillation(Objective):
             f"Distillation.method={self.method!r} must be an objective for embeddings or features, "
             "such as @FitNet()",
         )
-        require(self.kd_weight >= 0, f"Distillation.kd_weight={self.kd_weight} must be ≥ 0")
+        require_not_negative(self, "kd_weight")
         require(
             self.method is not None or self.kd_weight > 0,
             "Distillation distils nothing: set Distillation.method or kd_weight",

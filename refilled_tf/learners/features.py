@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import tensorflow as tf
 
-from refilled_tf.errors import require
+from refilled_tf.errors import require, require_not_negative
 from refilled_tf.learners.base import GlobalBatch, Objective, Shapes
 
 
@@ -30,6 +30,7 @@ class FeatureMatching(Objective):
     layers: tuple[str, ...] = ("f1", "f2", "f3")
 
     def __post_init__(self):
+        require_not_negative(self, "weight")
         require(
             isinstance(self.layers, (tuple, list)) and len(self.layers) > 0,
             f"{type(self).__name__}.layers={self.layers!r} must be a tuple of names of layers, "

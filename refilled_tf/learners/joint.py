@@ -8,6 +8,7 @@ from typing import ClassVar
 import gin
 import tensorflow as tf
 
+from refilled_tf.errors import require_not_negative
 from refilled_tf.learners.base import GlobalBatch, Objective
 from refilled_tf.learners.local import LocalDistillation
 from refilled_tf.learners.relationship import RelationshipMatching
@@ -30,6 +31,9 @@ class JointDistillation(Objective):
     relationship: RelationshipMatching
     local: LocalDistillation
     gamma: float = 0.1
+
+    def __post_init__(self):
+        require_not_negative(self, "gamma")
 
     @property
     def needs_teacher_centers(self) -> bool:

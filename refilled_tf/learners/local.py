@@ -8,7 +8,7 @@ from typing import ClassVar
 import gin
 import tensorflow as tf
 
-from refilled_tf.errors import require, require_positive
+from refilled_tf.errors import require, require_not_negative, require_positive
 from refilled_tf.learners.base import GlobalBatch, Objective, check_each, take_each
 from refilled_tf.learners.cross_entropy import accuracy, cross_entropy
 from refilled_tf.losses.local import decayed_weight, local_kl
@@ -46,6 +46,7 @@ class LocalDistillation(Objective):
 
     def __post_init__(self):
         take_each(self)
+        require_not_negative(self, "weight", "decay")
         require_positive(self, "tau_student")
         require(
             self.centers in ("batch", "global"),

@@ -8,7 +8,7 @@ from typing import ClassVar
 import gin
 import tensorflow as tf
 
-from refilled_tf.errors import require, require_positive
+from refilled_tf.errors import require, require_not_negative, require_positive
 from refilled_tf.learners.base import GlobalBatch, Objective, check_each, take_each
 from refilled_tf.losses.triplets import FALLBACKS, triplet_kl
 from refilled_tf.losses.tuples import tuple_kl
@@ -45,6 +45,7 @@ class RelationshipMatching(Objective):
 
     def __post_init__(self):
         take_each(self)
+        require_not_negative(self, "weight")
         require_positive(self, "tau_student", "margin")
         require(
             self.relation in ("triplet", "tuple"),

@@ -142,18 +142,29 @@ def copy_embedding_weights(source: tf.keras.Model, target: tf.keras.Model) -> No
     Raises:
         InputError: the networks are of another kind or width.
     """
-    weights = {layer.name: layer.get_weights() for layer in source.layers}
-    for layer in target.layers:
-        if layer.name == "logits" or not layer.weights:
-            continue
-        shapes = [w.shape for w in weights.get(layer.name, [])]
-        wanted = [tuple(w.shape) for w in layer.weights]
+    require_same_weights(source, target)
+    for layer in _embedding_layers(target):
+        layer.set_weights(source.get_layer(layer.name).get_weights())
+
+
+def require_same_weights(source: tf.keras.Model, target: tf.keras.Model) -> None:
+    """Refuses a network whose embedding cannot start from the weights of another.
+
+    Raises:
+        InputError: the networks are of another kind or width.
+    """
+    known = {layer.name: [tuple(w.shape) for w in layer.weights] for layer in source.layers}
+    for layer in _embedding_layers(target):
+        shapes, wanted = known.get(layer.name, []), [tuple(w.shape) for w in layer.weights]
         require(
             shapes == wanted,
             f"layer {layer.name!r} has weights {wanted}, but {shapes} in the stage to start "
             "from; both stages need the same backbone",
         )
-        layer.set_weights(weights[layer.name])
+
+
+def _embedding_layers(network: tf.keras.Model) -> list[tf.keras.layers.Layer]:
+    return [layer for layer in network.layers if layer.weights and layer.name != "logits"]
 
 
 def resized(images: tf.Tensor, size: int) -> tf.Tensor:

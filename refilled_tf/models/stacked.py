@@ -89,7 +89,8 @@ class Chain:
         weights = iter(weights)
         for layer in self._layers:
             own = [next(weights) for _ in layer.trainable_weights]
-            x = _LAYERS[type(layer)](layer, own, x, batch_statistics)
+            # Stacked weights are float32, whatever the layers themselves compute in.
+            x = tf.cast(_LAYERS[type(layer)](layer, own, x, batch_statistics), tf.float32)
         return x
 
 

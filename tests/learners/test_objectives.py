@@ -253,7 +253,7 @@ def _kernels(adapter, name):
     ("build", "message"),
     [
         (lambda: Distillation(), "distils nothing: set Distillation.method or kd_weight"),
-        (lambda: Distillation(kd_weight=-0.5), "Distillation.kd_weight=-0.5 must be ≥ 0"),
+        (lambda: Distillation(kd_weight=-0.5), "Distillation.kd_weight=-0.5 must be zero or more"),
         (lambda: Distillation(kd_weight=1.0, temperature=0.0), "Distillation.temperature=0.0"),
         (lambda: Distillation(CrossEntropy()), "Distillation.method=CrossEntropy() must be"),
         # What gin gives for @FitNet without its parentheses.
