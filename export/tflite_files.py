@@ -6,7 +6,6 @@ import os
 import platform
 import re
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -23,6 +22,7 @@ from export.trained import Trained
 from refilled_tf import storage
 from refilled_tf.data import batches
 from refilled_tf.errors import InputError, require
+from refilled_tf.progress import bar_interval
 
 KERAS = "Keras"
 THREADS = (1, 2)
@@ -62,11 +62,7 @@ def check(quantizations: Sequence[str], output_dir: Path) -> None:
         f"--quantize={','.join(quantizations)} must name one or more of {','.join(known)}, "
         "each once",
     )
-    existing = next(path for path in (output_dir, *output_dir.parents) if path.exists())
-    require(
-        existing.is_dir() and os.access(existing, os.W_OK),
-        f"--output_dir={output_dir}: {existing} is not a folder that can be written",
-    )
+    storage.require_writable("--output_dir", output_dir)
 
 
 def write(trained: Trained, quantizations: Sequence[str], output_dir: Path, command: str) -> str:
@@ -111,10 +107,8 @@ def score(trained: Trained, files: dict[str, bytes]) -> list[dict[str, Any]]:
         by number of threads}, and what `compare` returns.
     """
     images, labels = trained.data.test.images, trained.data.test.labels
-    # A log file gets a line every half minute, a terminal a moving bar.
-    interval = 0.2 if sys.stderr.isatty() else 30.0
     runs = 1 + len(files) * len(THREADS)
-    with tqdm(total=runs * len(images), unit="image", mininterval=interval) as bar:
+    with tqdm(total=runs * len(images), unit="image", mininterval=bar_interval()) as bar:
         bar.set_description(KERAS)
         wanted, median = _run(_keras(trained), images, bar)
         size = sum(weight.numpy().nbytes for weight in trained.network.weights)

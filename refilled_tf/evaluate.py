@@ -1,6 +1,7 @@
 """Scores stages again from disk: python -m refilled_tf.evaluate --work_dir=runs/quickstart.
 
 Reads the operative config that the training left in its work_dir, so nothing else is needed.
+--split=train scores the training images, un-augmented: far above the test images is overfitting.
 Prints per-class accuracy and draws a confusion matrix for every classifier.
 """
 
@@ -20,11 +21,15 @@ from refilled_tf.errors import require
 FLAGS = flags.FLAGS
 flags.DEFINE_string("work_dir", None, "The folder of a training.", required=True)
 flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS datasets; TFDS's own if unset.")
+flags.DEFINE_enum(
+    "split", "test", ["train", "test"], "Training images, or those that results are of."
+)
 flags.DEFINE_multi_string("stage", [], "Stages to score; all finished ones if unset.")
 
 
 def main(argv: list[str]) -> None:
     """Scores the stages that the flags name."""
+    require(len(argv) == 1, f"unexpected argument {argv[1:]}; every option is a --flag")
     work_dir = Path(FLAGS.work_dir)
     spec = config.load_work_dir(work_dir)
     data_dir = FLAGS.data_dir or spec.data_dir
@@ -43,34 +48,43 @@ def main(argv: list[str]) -> None:
     chosen = FLAGS.stage or finished
     require(bool(chosen), f"{work_dir} has no finished stage")
     for name in chosen:
-        evaluate(known[name], where)
+        evaluate(known[name], where, FLAGS.split)
 
 
-def evaluate(each: stage.Stage, where: stage.Run) -> None:
+def evaluate(each: stage.Stage, where: stage.Run, split: str) -> None:
     """Prints a stage's scores and, for a classifier, saves its confusion matrix beside it.
 
     Args:
         each: a finished stage.
         where: its folders.
+        split: "test", or "train" for a classifier's training images, un-augmented.
 
     Raises:
-        InputError: the stage is unfinished, unreadable or made by other settings.
+        InputError: the stage is unfinished, unreadable or made by other settings, or an embedding,
+            which only test images score.
     """
     stage.check_folder(each, where)
+    require(
+        each.objective.classifies or split == "test",
+        f"--split={split}: {each.name} is an embedding, whose training images are what test "
+        "images are compared with; name classifiers by --stage",
+    )
     data = task.load(each.task, where.data_dir)
-    print(f"\n== {each.name}: {each.method}, {len(data.test.labels)} {data.scored_on} images")
+    labels, kind = (
+        (data.test.labels, data.scored_on) if split == "test" else (data.train.labels, "training")
+    )
+    print(f"\n== {each.name}: {each.method}, {len(labels)} {kind} images")
     if not each.objective.classifies:
         quality = training.score(each, where, data)["embedding"]
         print("  ".join(f"{name} {100 * x:.2f}" for name, x in quality.items()))
         return
-    logits = stage.outputs(each, where, each.task, "test")["logits"]
-    predictions = np.argmax(logits, axis=-1)
-    accuracy = 100 * np.mean(predictions == data.test.labels)
+    predictions = np.argmax(stage.outputs(each, where, each.task, split)["logits"], axis=-1)
+    accuracy = 100 * np.mean(predictions == labels)
     print(f"accuracy {accuracy:.2f}")
-    print(report.per_class_accuracy(data.test.labels, predictions, data.class_names))
-    picture = where.folder(each) / "confusion.png"
-    title = f"{each.method}: {accuracy:.2f} % of {len(data.test.labels)} images"
-    report.save_confusion_matrix(picture, data.test.labels, predictions, data.class_names, title)
+    print(report.per_class_accuracy(labels, predictions, data.class_names))
+    picture = where.folder(each) / ("confusion.png" if split == "test" else "confusion_train.png")
+    title = f"{each.method}: {accuracy:.2f} % of {len(labels)} {kind} images"
+    report.save_confusion_matrix(picture, labels, predictions, data.class_names, title)
     print(f"confusion matrix: {picture}")
 
 

@@ -49,13 +49,12 @@ def launch(
 
 
 def check_work_dir(work_dir: Path) -> None:
-    """Refuses a place that is not a folder, or a folder with other things in it.
+    """Refuses a place that cannot be written, or a folder with other things in it.
 
     Raises:
         InputError: naming the place.
     """
-    existing = next(path for path in (work_dir, *work_dir.parents) if path.exists())
-    require(existing.is_dir(), f"--work_dir={work_dir}: {existing} is not a folder")
+    storage.require_writable("--work_dir", work_dir)
     require(
         not work_dir.is_dir()
         or not any(work_dir.iterdir())

@@ -8,7 +8,6 @@ must not be made by those that are to judge the student.
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
 from typing import NamedTuple
 
@@ -23,6 +22,7 @@ from refilled_tf.entry import run_main
 from refilled_tf.errors import require
 from refilled_tf.evaluation.embedding import cross_validated
 from refilled_tf.models import networks
+from refilled_tf.progress import bar_interval
 
 FLAGS = flags.FLAGS
 BATCH_SIZE = 32
@@ -107,11 +107,10 @@ def score(
         network, labels = networks.embedding_network(teacher, size), examples.labels
         network(np.zeros((1, size, size, 3), np.float32))  # the first call prepares the others
         total = -(-len(labels) // BATCH_SIZE)
-        # A log file gets a line every half minute, a terminal a moving bar.
-        interval = 0.2 if sys.stderr.isatty() else 30.0
         crops = batches.scoring_batches(examples, size, BATCH_SIZE)
+        bar = tqdm(crops, name, total, mininterval=bar_interval())
         started = time.monotonic()
-        outputs = networks.outputs_of(network, tqdm(crops, name, total, mininterval=interval))
+        outputs = networks.outputs_of(network, bar)
         seconds = (time.monotonic() - started) / len(labels)
         embeddings = outputs["embedding"]
     accuracies = cross_validated(embeddings, labels, folds, seed=0)

@@ -81,16 +81,17 @@ def table_file(name: str, scale: str) -> Path:
 
 
 def check_work_dir(work_dir: Path, scale: str) -> None:
-    """Refuses a folder of the other scale, or with other things in it.
+    """Refuses a folder of the other scale, with other things in it, or that cannot be written.
 
     Raises:
         InputError: naming the folder.
     """
+    storage.require_writable("--work_dir", work_dir)
     mark = work_dir / MARK
     if not mark.exists():
         # Another process may be writing the mark, under a name that begins with a dot.
         require(
-            not work_dir.exists() or (work_dir.is_dir() and not list(work_dir.glob("[!.]*"))),
+            not work_dir.exists() or not list(work_dir.glob("[!.]*")),
             f"--work_dir={work_dir} is there, but not of this command's making; take a new one",
         )
         return

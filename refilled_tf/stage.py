@@ -297,10 +297,10 @@ class Run:
         # A soft lock would outlive its process.
         return filelock.FileLock(file, is_singleton=True, fallback_to_soft=False)
 
-    def cache_folder(self, stage: Stage, teacher: Stage | None = None) -> Path:
-        """Returns where a teacher's outputs for the stage's views are, or will be."""
+    def cache_folder(self, stage: Stage, teacher: Stage) -> Path:
+        """Returns where one of its teachers' outputs for the stage's views are, or will be."""
         settings = _flatten(stage.task) | _flatten(stage.teacher_cache)
-        return self.folder(teacher or stage.teacher) / "cache" / _digest(settings)
+        return self.folder(teacher) / "cache" / _digest(settings)
 
     def is_finished(self, spec: Named) -> bool:
         """Whether a stage is trained and scored, or a row scored."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from refilled_tf.errors import InputError
+from refilled_tf.errors import InputError, require
 
 
 @contextlib.contextmanager
@@ -27,6 +27,15 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_writable(option: str, folder: Path) -> None:
+    """Raises InputError unless a folder is there, or can be made, to write into."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    require(
+        existing.is_dir() and os.access(existing, os.W_OK),
+        f"{option}={folder}: {existing} is not a folder that can be written",
+    )
 
 
 def write_text(path: Path, text: str) -> None:

@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import math
 import shutil
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from refilled_tf.data.task import Data, Examples
 from refilled_tf.errors import InputError, require
 from refilled_tf.models import networks
 from refilled_tf.models.embedding_files import EmbeddingFile
+from refilled_tf.progress import bar_interval
 from refilled_tf.stage import Run, Stage, TeacherCache, differences, load_network
 
 # Views that the teacher sees at once.
@@ -149,11 +149,9 @@ def _fill(
         return {name: tf.cast(x, tf.float16) for name, x in outputs.items()}
 
     numbers = _numbers(cache, examples, data)
-    # A log file gets a line every half minute, a terminal a moving bar.
-    interval = 0.2 if sys.stderr.isatty() else 30.0
     size = max(1, BATCH_SIZE // cache.views)
     starts = range(0, len(numbers), size)
-    for start in tqdm(starts, desc="teacher cache", mininterval=interval):
+    for start in tqdm(starts, desc="teacher cache", mininterval=bar_interval()):
         part = slice(start, start + size)
         for name, x in ask(tf.constant(examples.images[part]), numbers[part]).items():
             x = x.numpy()

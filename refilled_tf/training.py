@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from refilled_tf.learners.cross_entropy import accuracy
 from refilled_tf.losses.local import class_centers
 from refilled_tf.models import networks
 from refilled_tf.models.embedding_files import EmbeddingFile
+from refilled_tf.progress import bar_interval
 from refilled_tf.stage import Run, Stage, check_folder, load_network, outputs
 
 # Steps between two checkpoints, at least: to write one takes as long as several steps of a small
@@ -242,8 +242,7 @@ def _distributed_batches(stage: Stage, run: Run, examples: Examples, first: int,
 def _callbacks(stage: Stage, run: Run, progress: _Progress) -> list:
     if not run.is_chief:
         return [progress]
-    # A log file gets a line every half minute, a terminal a moving bar.
-    bar = TqdmCallback(verbose=0, desc=stage.name, mininterval=0.2 if sys.stderr.isatty() else 30.0)
+    bar = TqdmCallback(verbose=0, desc=stage.name, mininterval=bar_interval())
     board = tf.keras.callbacks.TensorBoard(
         run.folder(stage) / "logs", write_graph=False, profile_batch=0
     )

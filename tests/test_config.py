@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 
 from refilled_tf import config
-from refilled_tf.data.splits import AlphabeticalHalves, RandomHalves, SuperclassHalves
+from refilled_tf.data.splits import (
+    AlphabeticalHalves,
+    RandomHalves,
+    SharedClasses,
+    SuperclassHalves,
+)
 from refilled_tf.errors import InputError
 
 GIN = Path(__file__).resolve().parents[1] / "gin"
@@ -22,6 +27,7 @@ SHARED = {
     "cifar100_cross_cpu.gin",
 }
 OVERLAY = "official_code.gin"
+BENCHMARK = "optimizers/benchmark.gin"
 EXPERIMENTS = sorted({path.name for path in GIN.glob("*.gin")} - SHARED - {OVERLAY})
 QUICK = "quickstart.gin"
 pytestmark = pytest.mark.usefixtures("named_files")
@@ -45,6 +51,19 @@ def test_experiment_loads_and_says_how_to_run_it(name):
     assert len(experiment.rows) >= 1
     first_line = (GIN / name).read_text(encoding="utf-8").splitlines()[0]
     assert f"--gin_file=gin/{name}" in first_line
+
+
+def test_every_file_is_reached_by_an_experiment():
+    """By `include`; others are overlays, which tests put over an experiment, or tables."""
+    overlays = [OVERLAY, BENCHMARK, "data/example_files.gin", "models/pretrained_teacher.gin"]
+    alone = [*EXPERIMENTS, *overlays, "methods/own_images.gin"]
+    reached, queue = set(), [GIN / name for name in alone] + list((GIN / "tables").glob("*.gin"))
+    while queue:
+        file = queue.pop()
+        reached.add(file)
+        includes = re.findall(r"^include '(.*)'$", file.read_text(encoding="utf-8"), re.MULTILINE)
+        queue += {GIN / include for include in includes} - reached
+    assert reached == set(GIN.rglob("*.gin"))
 
 
 @pytest.mark.parametrize("name", sorted(SHARED))
@@ -119,6 +138,31 @@ def test_cub_easy_is_the_papers_protocol():
     assert stages["teacher"].task.images_per_class is None
     rkd = stages["rkd_embedding"].objective
     assert (rkd.distance_weight, rkd.angle_weight) == (25.0, 50.0)
+
+
+def test_standard_distillation_is_the_fields_benchmark():
+    """github.com/HobbitLong/RepDistiller, scripts/run_cifar_distill.sh and its optimizer."""
+    stages = _stages(["cifar100_wrn.gin", BENCHMARK])
+    recipe = stages["student"].recipe
+    assert (recipe.epochs, recipe.batch_size, recipe.learning_rate) == (240, 64, 0.05)
+    # 150, 180 and 210 of 240 epochs.
+    assert [share * recipe.epochs for share in recipe.milestones] == [150, 180, 210]
+    assert (recipe.decay_factor, recipe.momentum, recipe.weight_decay) == (0.1, 0.9, 5e-4)
+    kd = stages["kd"].objective
+    assert (kd.cross_entropy_weight, kd.kd_weight, kd.temperature) == (0.1, 0.9, 4.0)
+    weights = {"fitnet": 100.0, "at": 1000.0, "nst": 50.0, "vid": 1.0}
+    for name, weight in weights.items():
+        objective = stages[name].objective
+        assert (objective.cross_entropy_weight, objective.kd_weight) == (1.0, 0.0)
+        assert objective.method.weight == weight
+    both = stages["kd_vid"].objective
+    assert (both.cross_entropy_weight, both.kd_weight) == (1.0, 1.0)
+    assert both.method == stages["vid"].objective.method
+    for name in ("triplet", "refilled"):
+        assert stages[name].objective.tau_teacher == 4.0
+    assert stages["refilled"].start == stages["vanilla"].start == stages["triplet"]
+    assert stages["student"].task.data.class_split == SharedClasses()
+    assert _stages(["cub_standard_mobilenet.gin"])["student"].task.data.train_fraction is None
 
 
 @pytest.mark.parametrize(

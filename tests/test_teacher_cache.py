@@ -68,7 +68,7 @@ def _what(run, spec, features=()):
 
 
 def _built(run, spec, features=()):
-    folder = run.cache_folder(spec)
+    folder = run.cache_folder(spec, spec.teacher)
     teacher_cache.build(folder, *_what(run, spec, features))
     return folder
 
@@ -190,7 +190,7 @@ def test_stages_share_a_cache_and_add_what_it_lacks(run, monkeypatch):
     second = tiny.second(teacher_cache=CACHE)
     hint = tiny.first(name="hint", objective=HINT, teacher_cache=CACHE)
     examples = _data(first).train
-    folder = run.cache_folder(first)
+    folder = run.cache_folder(first, first.teacher)
 
     asked = teacher_cache.views(first, run, examples)
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
@@ -217,7 +217,8 @@ def test_stages_share_a_cache_and_add_what_it_lacks(run, monkeypatch):
 )
 def test_stages_of_other_views_have_their_own_cache(run, change):
     spec = tiny.first(teacher_cache=CACHE)
-    assert run.cache_folder(spec) != run.cache_folder(dataclasses.replace(spec, **change))
+    other = dataclasses.replace(spec, **change)
+    assert run.cache_folder(spec, spec.teacher) != run.cache_folder(other, spec.teacher)
 
 
 # ---- refusing ------------------------------------------------------------------------------
@@ -308,7 +309,7 @@ def test_a_build_that_fails_leaves_nothing_half_written(run, monkeypatch):
         patch.setattr(teacher_cache, "_fill", fill_and_stop)
         with pytest.raises(_Stop):
             _built(run, spec)
-    folder = run.cache_folder(spec)
+    folder = run.cache_folder(spec, spec.teacher)
     assert {path.name for path in folder.iterdir()} == {"key.json"}
     # What a kill leaves is cleared away.
     (folder / ".123-embedding.npy").write_bytes(b"half")
@@ -322,7 +323,7 @@ def test_outputs_too_large_for_float16_are_refused(run):
     teacher, *others = _what(run, spec)
     top = teacher.get_layer("logits")
     top.set_weights([1e6 * weight for weight in top.get_weights()])
-    folder = run.cache_folder(spec)
+    folder = run.cache_folder(spec, spec.teacher)
     with pytest.raises(InputError, match=r"'logits'.*float16.*teacher_cache\.views = 0"):
         teacher_cache.build(folder, teacher, *others)
     assert {path.name for path in folder.iterdir()} == {"key.json"}

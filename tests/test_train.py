@@ -7,6 +7,7 @@ a subprocess would take seconds for each.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -161,6 +162,13 @@ def test_work_dir_below_a_file(fails, gin_file, tmp_path):
     assert f": {place} is not a folder" in err
 
 
+def test_work_dir_that_cannot_be_written(fails, gin_file, tmp_path, monkeypatch):
+    """To root, who may run these tests, every folder of a disk is writable."""
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path or mode != os.W_OK)
+    err = _one_line(fails(f"--gin_file={gin_file}", f"--work_dir={tmp_path / 'runs'}"))
+    assert f"{tmp_path} is not a folder that can be written" in err
+
+
 def test_work_dir_holds_other_things(fails, gin_file, tmp_path):
     place = tmp_path / "place"
     place.mkdir()
@@ -234,6 +242,22 @@ def test_evaluate(trained):
     pixels = matplotlib.image.imread(picture)
     assert min(pixels.shape[:2]) >= 300
     assert len(np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0)) > 10
+
+
+def test_evaluate_training_images(trained):
+    folder, _ = trained
+    done = _command("evaluate", "--work_dir=work", "--stage=refilled", "--split=train", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "100 training images" in done.stdout  # 5 classes × 20 images
+    counts = [line.split()[1].split("/") for line in done.stdout.splitlines() if "%  " in line]
+    right, total = np.array(counts, int).sum(axis=0)
+    assert total == 100
+    assert f"accuracy {100 * right / total:.2f}\n" in done.stdout
+    assert (folder / "work" / "stages" / "refilled" / "confusion_train.png").exists()
+    err = _error_of(_command("evaluate", "--work_dir=work", "--split=train", cwd=folder))
+    assert "triplet is an embedding" in err
+    err = _error_of(_command("evaluate", "--work_dir=work", "refilled", cwd=folder))
+    assert "unexpected argument ['refilled']" in err
 
 
 def test_evaluate_of_what_is_not_there(trained, tmp_path):

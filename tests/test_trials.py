@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -84,6 +85,41 @@ def test_best_candidate_on_validation_is_chosen(outcome):
     assert [c["first"] for c in kept["candidates"]] == ["logits", "block4_conv"]
     best = max(kept["candidates"], key=lambda candidate: candidate["accuracy"])
     assert row["chosen"] == {"first": best["first"]}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Spy(LinearSvm):
+    """Keeps which images it was asked about; c = 2 is right in half of the validation's queries."""
+
+    asked: ClassVar[list] = []
+
+    def accuracies(self, networks, pool, tasks):
+        self.asked.append((self.c, set(pool.examples.keys)))
+        return np.full(len(tasks.classes), 0.5 if self.c == 2 else 0.25)
+
+
+def test_validation_images_choose_and_test_images_score(spec, outcome):
+    run, _ = outcome
+    row = next(row for row in spec.rows if row.name == "svm_4_shot")
+    _Spy.asked.clear()
+    result = dataclasses.replace(row, name="spy", learner=_Spy(c=(1, 2, 3))).score(run)
+    assert result["chosen"] == {"c": 2}
+    validation, test = (
+        set(protocol.pool(None).examples.keys) for protocol in (row.validation, row.test)
+    )
+    assert _Spy.asked == [(1, validation), (2, validation), (3, validation), (2, test)]
+    assert not validation & test
+
+
+def test_teacher_is_the_named_stages_network(spec, outcome):
+    run, _ = outcome
+    row = next(row for row in spec.rows if row.name.startswith("refilled_resnet12"))
+    known = row.networks(run)
+    for network, stage in ((known.teacher, row.teacher), (known.student, row.network)):
+        saved = stages.load_network(stage, run).get_weights()
+        for mine, there in zip(network.get_weights(), saved, strict=True):
+            np.testing.assert_array_equal(mine, there)
+    assert known.teacher.count_params() != known.student.count_params()
 
 
 def test_finished_row_is_not_scored_again(spec, outcome, monkeypatch):

@@ -150,15 +150,18 @@ class TfdsSource:
             default_value=-1,
         )
 
+        def position(example):
+            key = example[self.key]
+            return positions.lookup(key if key.dtype == tf.string else tf.as_string(key))
+
         def decode(example):
             box = example[self.box] if self.box else None
-            image = decode_image(example["image"], box, size)
-            return positions.lookup(example[self.key]), image
+            return position(example), decode_image(example["image"], box, size)
 
         builder = self.builder(data_dir)
         decoded = (
             self._read(builder, split, ["image", self.key, self.box])
-            .filter(lambda example: positions.lookup(example[self.key]) >= 0)
+            .filter(lambda example: position(example) >= 0)
             .map(decode, num_parallel_calls=tf.data.AUTOTUNE)
             for split in self.splits
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import types
 
 import numpy as np
 import pytest
@@ -235,6 +236,39 @@ def test_unknown_feature_is_named(cifar100, option):
     source = dataclasses.replace(cifar100, **{option: "wings"})
     with pytest.raises(InputError, match=r"cifar100 has no feature 'wings', .* it has .*label"):
         source.index(None)
+
+
+class _Builder:
+    """What `TfdsSource` asks of TFDS, for two images with numbers for keys, boxes and names."""
+
+    name = "made"
+    info = types.SimpleNamespace(
+        splits=("train",),
+        features={"label": types.SimpleNamespace(names=("0", "1"))}
+        | dict.fromkeys(("id", "image", "bbox", "label_name")),
+    )
+
+    def as_dataset(self, split, decoders, shuffle_files):
+        encoded = [_encoded("PNG"), _encoded("JPEG", quality=95, subsampling="4:4:4")]
+        boxes = [_relative(*BOXES[0]), _relative(*BOXES[0])]
+        return tf.data.Dataset.from_tensor_slices(
+            {"id": [12, 7], "label": [1, 0], "image": encoded, "bbox": boxes}
+            | {"label_name": ["owl", "kite"]}
+        )
+
+
+def test_boxes_names_and_numbers_for_keys(monkeypatch):
+    monkeypatch.setattr(TfdsSource, "builder", lambda self, data_dir: _Builder())
+    source = TfdsSource("made", ("train",), "id", box="bbox", class_name="label_name")
+    index = source.index(None)
+    assert index.keys.tolist() == ["12", "7"]
+    assert index.class_names == ("kite", "owl")
+    top, left, bottom, right = BOXES[0]
+    images, readable = source.images(["7", "12"], bottom - top, None)
+    assert readable.all()
+    np.testing.assert_array_equal(images[1], _picture()[top:bottom, left:right])
+    # The JPEG, first by its key, is the same but for its compression.
+    assert np.abs(images[0].astype(int) - images[1]).mean() < 3
 
 
 @pytest.mark.parametrize("name", ["no_such_birds", "cifar100/no_such_config", "cifar100:99.0.0"])

@@ -50,6 +50,19 @@ def test_each_task_is_the_network_with_the_tasks_weights(pooling, batch_statisti
         assert np.std(wanted) > 0.1
 
 
+def test_network_of_half_precision_is_computed_too():
+    """Its layers' variables are float32; what it computes itself has 11 significant bits."""
+    before = tf.keras.mixed_precision.global_policy()
+    tf.keras.mixed_precision.set_global_policy("mixed_float16")
+    network = _network()
+    tf.keras.mixed_precision.set_global_policy(before)
+    chain = Chain([network])
+    logits = chain(chain.stacked(TASKS), tf.constant(INPUTS))
+    for task in range(TASKS):
+        wanted = network(INPUTS[task], training=False)["logits"]
+        np.testing.assert_allclose(logits[task], wanted, atol=0.03 * np.std(wanted))
+
+
 def test_gradients_are_those_of_the_networks():
     network = _network()
     chain = Chain([network])
