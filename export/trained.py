@@ -11,12 +11,13 @@ import tensorflow as tf
 
 from refilled_tf import config, storage, training
 from refilled_tf import stage as stages
-from refilled_tf.data import episodes, task
+from refilled_tf.data import batches, episodes, task
 from refilled_tf.data.episodes import Tasks
 from refilled_tf.data.task import Examples, TaskData
 from refilled_tf.errors import require
 from refilled_tf.few_shot.base import labels_of
-from refilled_tf.learners.cross_entropy import CrossEntropy
+from refilled_tf.learners.cross_entropy import CrossEntropy, accuracy
+from refilled_tf.models import networks
 from refilled_tf.stage import Run, Stage
 from refilled_tf.trials import Trials
 
@@ -30,7 +31,7 @@ class Trained(NamedTuple):
         stage: what it was trained on, how, and from which other stages.
         network: images [B, S, S, 3] in [0, 255] to {"embedding" [B, d], "logits" [B, C]}.
         data: the images of its task, and the names of the C classes.
-        result: what its result.json holds.
+        result: what its result.json holds, with the accuracy on images as an export takes them.
         config: every setting of its experiment, as gin text.
     """
 
@@ -81,14 +82,12 @@ def load(
     stage = choose_stage(experiment.stages(), finished, stage_name, rows)
     stages.check_folder(stage, where)
     network = stages.load_network(stage, where)
+    result = storage.read_json(where.folder(stage) / "result.json")
     stage = dataclasses.replace(stage, task=_at_image_size(stage.task))
-    return Trained(
-        stage,
-        network,
-        task.load(stage.task, data_dir),
-        storage.read_json(where.folder(stage) / "result.json"),
-        config.operative_config(),
-    )
+    data, size = task.load(stage.task, data_dir), stage.task.data.image_size
+    logits = networks.outputs_of(network, batches.scoring_batches(data.test, size))["logits"]
+    result["accuracy"] = float(accuracy(logits, data.test.labels))
+    return Trained(stage, network, data, result, config.operative_config())
 
 
 def _at_image_size(whole: task.Task) -> task.Task:
@@ -122,12 +121,13 @@ def learn(row: Trials, number: int, where: Run) -> Trained:
     """
     stages.check_folder(row, where)
     learner, known = row.chosen(where), row.networks(where)
-    pool, tasks = row.test.pool(where.data_dir), row.test.tasks(row.shots, where.data_dir)
+    test = dataclasses.replace(row.test, task=_at_image_size(row.test.task))
+    pool, tasks = test.pool(where.data_dir), test.tasks(row.shots, where.data_dir)
     count = len(tasks.classes)
     require(0 <= number < count, f"--task={number}: {row.name} has the tasks 0 to {count - 1}")
     task = Tasks(*(part[number : number + 1] for part in tasks))
     (network,) = learner.adapted(known, pool, task)
-    names = episodes.facts(row.test.task, where.data_dir).class_names
+    names = episodes.facts(test.task, where.data_dir).class_names
     support, query = (
         Examples(pool.examples.images[rows], labels_of(part), pool.examples.keys[rows])
         for part in (task.support[0], task.query[0])
@@ -136,7 +136,7 @@ def learn(row: Trials, number: int, where: Run) -> Trained:
     stage = Stage(
         name=f"{row.name}_task_{number}",
         method=f"{row.method}, {row.shots} images a class",
-        task=dataclasses.replace(row.test.task, images_per_class=row.shots),
+        task=dataclasses.replace(test.task, images_per_class=row.shots),
         backbone=row.network.backbone,
         objective=CrossEntropy(),
         recipe=row.network.recipe,
