@@ -723,31 +723,30 @@ def test_version_changes_under_load_without_a_lost_request(version, tmp_path):
         predictions, models = PredictionServiceStub(channel), ModelServiceStub(channel)
         done = threading.Event()
 
-        def ask_by_grpc():
-            versions = []
+        def ask_by_grpc(versions):
             while not done.is_set():
                 response = predictions.Predict(_png_request(), timeout=30)
                 versions.append(response.model_spec.version.value)
-            return versions
 
-        def ask_by_rest():
-            codes = []
+        def ask_by_rest(codes):
+            url = f"{running.http}/v1/models/refilled:predict"
             while not done.is_set():
-                url = f"{running.http}/v1/models/refilled:predict"
                 codes.append(http.post(url, json=body, timeout=30).status_code)
-            return codes
 
-        asking = [threads.submit(ask) for ask in (ask_by_grpc, ask_by_rest) * 2]
+        by_grpc, by_rest = ([], []), ([], [])
+        asking = [threads.submit(ask_by_grpc, versions) for versions in by_grpc]
+        asking += [threads.submit(ask_by_rest, codes) for codes in by_rest]
         try:
-            time.sleep(0.5)
+            _wait(lambda: all((*by_grpc, *by_rest)))
             _publish(version, tmp_path, 2)
             _wait(lambda: _states(models) == {1: "END", 2: "AVAILABLE"})
             _break(tmp_path, 3)
             _wait(lambda: _states(models) == {1: "END", 2: "AVAILABLE", 3: "END"})
-            time.sleep(0.5)
+            _wait(lambda: all(2 in versions for versions in by_grpc))
         finally:
             done.set()
-        by_grpc, by_rest = ([each.result() for each in asking[start::2]] for start in range(2))
+        for each in asking:
+            each.result()
         for versions in by_grpc:
             assert versions == sorted(versions)
             assert set(versions) == {1, 2}

@@ -34,6 +34,7 @@ pytestmark = pytest.mark.skipif(
 WEB = digits.ROOT / "export/web"
 FLOAT, INT8 = "refilled_none.tflite", "refilled_int8.tflite"
 PATIENCE = 20  # seconds, more than any step takes
+INSTALLING = 300  # seconds, more than npm takes
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +53,10 @@ def address(tflite_folder, tmp_path_factory):
             start_new_session=True,  # so that make and what it has started end together
         )
     try:
+        end = time.monotonic() + INSTALLING
         while not (printed := re.search(r"http://\S*:(\d+)/", log.read_text())):
             assert server.poll() is None, log.read_text()
+            assert time.monotonic() < end, log.read_text()
             time.sleep(0.1)
         yield f"http://localhost:{printed[1]}"
     finally:

@@ -42,6 +42,12 @@ every_backbone = pytest.mark.parametrize(
 )
 
 
+@pytest.fixture(autouse=True)
+def _weights_of_a_seed():
+    """Lest they depend on which tests have run before."""
+    tf.keras.utils.set_random_seed(0)
+
+
 @pytest.fixture
 def half_precision():
     tf.keras.mixed_precision.set_global_policy("mixed_float16")
