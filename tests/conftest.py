@@ -18,6 +18,7 @@ tf.config.set_logical_device_configuration(
 import tiny  # noqa: E402
 
 from refilled_tf import training  # noqa: E402
+from refilled_tf.learners import base  # noqa: E402
 
 
 @pytest.fixture
@@ -41,6 +42,21 @@ def run(finished, tmp_path):
     """A copy of it, to be spoilt."""
     shutil.copytree(finished, tmp_path / "work")
     return tiny.run_in(tmp_path / "work")
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """The learners that are trained from here on, each with the weights that it starts from."""
+    built = []
+
+    class Kept(base.Learner):
+        def __init__(self, *args):
+            super().__init__(*args)
+            start = {name: network.get_weights() for name, network in self.trained.items()}
+            built.append((self, start))
+
+    monkeypatch.setattr(training, "Learner", Kept)
+    return built
 
 
 def pytest_collection_modifyitems(items):

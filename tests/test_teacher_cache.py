@@ -128,10 +128,6 @@ def _live(run, spec):
     return student.get_weights()
 
 
-def _distance(one, other):
-    return max(np.abs(a - b).max() for a, b in zip(one, other, strict=True))
-
-
 HINT = Distillation(FitNet(weight=1.0, layers=("conv",)))
 
 
@@ -148,34 +144,24 @@ def trained(finished, tmp_path_factory):
 def test_training_is_that_of_a_live_teacher_on_the_same_pixels(trained, run):
     # They differ by the rounding of the outputs; fresh augmentations lead elsewhere.
     live = _live(run, tiny.first(teacher_cache=CACHE))
-    assert _distance(trained, live) < 2e-3
+    assert tiny.largest_difference(trained, live) < 2e-3
     training.train(tiny.first(), run)
-    assert _distance(trained, tiny.saved_weights(run.work_dir, "first")) > 2e-2
+    assert tiny.largest_difference(trained, tiny.saved_weights(run.work_dir, "first")) > 2e-2
 
 
 @pytest.mark.parametrize("objective", [LocalDistillation(), HINT], ids=["local", "hint"])
 def test_other_objectives_train_as_with_a_live_teacher(objective, run):
     spec = tiny.first(objective=objective, teacher_cache=CACHE)
     training.train(spec, run)
-    assert _distance(tiny.saved_weights(run.work_dir, spec.name), _live(run, spec)) < 2e-3
-
-
-class _Stop(Exception):
-    pass
+    assert (
+        tiny.largest_difference(tiny.saved_weights(run.work_dir, spec.name), _live(run, spec))
+        < 2e-3
+    )
 
 
 def test_resumed_stage_is_the_unbroken_one(trained, run, monkeypatch):
     spec = tiny.first(teacher_cache=CACHE)
-    save = tf.train.CheckpointManager.save
-
-    def save_and_stop(manager, checkpoint_number):
-        save(manager, checkpoint_number=checkpoint_number)
-        raise _Stop
-
-    with monkeypatch.context() as patch:
-        patch.setattr(tf.train.CheckpointManager, "save", save_and_stop)
-        with pytest.raises(_Stop):
-            training.train(spec, run)
+    tiny.train_until(1, spec, run)
     _forbid_asking(monkeypatch)
     training.train(spec, run)
     for a, b in zip(trained, tiny.saved_weights(run.work_dir, spec.name), strict=True):
@@ -303,11 +289,11 @@ def test_a_build_that_fails_leaves_nothing_half_written(run, monkeypatch):
 
     def fill_and_stop(*args):
         fill(*args)
-        raise _Stop
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(teacher_cache, "_fill", fill_and_stop)
-        with pytest.raises(_Stop):
+        with pytest.raises(KeyboardInterrupt):
             _built(run, spec)
     folder = run.cache_folder(spec, spec.teacher)
     assert {path.name for path in folder.iterdir()} == {"key.json"}

@@ -82,34 +82,20 @@ def test_embedding_is_scored_by_training_and_test_images(run):
 # ---- what reaches the learner -------------------------------------------------------------
 
 
-@pytest.fixture
-def built(monkeypatch):
-    """The learners that are trained, with the weights that their student starts from."""
-    built = []
-
-    class Kept(Learner):
-        def __init__(self, student, *others):
-            super().__init__(student, *others)
-            built.append((self, {layer.name: layer.get_weights() for layer in student.layers}))
-
-    monkeypatch.setattr(training, "Learner", Kept)
-    return built
-
-
 def test_second_stage_starts_from_the_firsts_embedding(run, built):
     training.train(tiny.first(), run)
     training.train(tiny.second(), run)
     _, start = built[-1]
-    for layer in load_network(tiny.first(), run).layers:
-        for mine, there in zip(start[layer.name], layer.get_weights(), strict=True):
-            np.testing.assert_array_equal(mine, there)
-    assert "logits" in start
+    *embedding, kernel, bias = start["student"]  # and the top layer, which is fresh
+    for mine, there in zip(embedding, tiny.saved_weights(run.work_dir, "first"), strict=True):
+        np.testing.assert_array_equal(mine, there)
+    assert kernel.shape[1:] == bias.shape
 
 
 def test_initial_weights_are_the_seeds(run, built):
     for name, seed in (("a", 0), ("b", 1), ("c", 1)):
         training.train(tiny.first(name=name, seed=seed), run)
-    zero, one, again = (start["conv"][0] for _, start in built)
+    zero, one, again = (start["student"][0] for _, start in built)
     np.testing.assert_array_equal(one, again)
     assert np.abs(zero - one).max() > 0.1
 
@@ -155,34 +141,9 @@ def test_precision_is_the_stages_own(run):
     assert tf.keras.mixed_precision.global_policy().name == "float32"
 
 
-class _Stop(Exception):
-    pass
-
-
-def _stop_after_epoch(count, monkeypatch):
-    """Lets training stop right after a checkpoint, as a kill at that moment would."""
-    save = tf.train.CheckpointManager.save
-
-    def save_and_stop(manager, *args, **kwargs):
-        path = save(manager, *args, **kwargs)
-        if kwargs["checkpoint_number"] == count:
-            raise _Stop
-        return path
-
-    monkeypatch.setattr(tf.train.CheckpointManager, "save", save_and_stop)
-
-
-def _stopped(run, monkeypatch, spec, epoch=1):
-    with monkeypatch.context() as patch:
-        _stop_after_epoch(epoch, patch)
-        with pytest.raises(_Stop):
-            training.train(spec, run)
-    return run.folder(spec) / "checkpoints"
-
-
 @pytest.mark.parametrize("pattern", ["*.index", "*.data-*", "checkpoint"])
 def test_truncated_checkpoint(run, monkeypatch, pattern):
-    folder = _stopped(run, monkeypatch, tiny.first())
+    folder = tiny.train_until(1, tiny.first(), run)
     (path,) = folder.glob(pattern)
     tiny.truncate(path)
     _poison(monkeypatch)
@@ -195,28 +156,30 @@ def test_truncated_checkpoint(run, monkeypatch, pattern):
 
 def test_kill_during_the_first_checkpoint_starts_afresh(run, monkeypatch):
     # The file that names the newest checkpoint is written last, so it may be missing.
-    folder = _stopped(run, monkeypatch, tiny.first())
+    folder = tiny.train_until(1, tiny.first(), run)
     (folder / "checkpoint").unlink()
     _poison(monkeypatch)
     with pytest.raises(AssertionError, match="trained again"):
         training.train(tiny.first(), run)
 
 
-def test_missing_checkpoint_is_named(run, monkeypatch):
-    folder = _stopped(run, monkeypatch, tiny.first())
+def test_missing_checkpoint_is_named(run):
+    folder = tiny.train_until(1, tiny.first(), run)
     (folder / "ckpt-1.index").unlink()
     with pytest.raises(InputError) as caught:
         training.train(tiny.first(), run)
     assert str(folder / "checkpoint") in str(caught.value)
 
 
-def test_resumed_stage_is_the_unbroken_one(run, finished, tmp_path, monkeypatch):
+@pytest.mark.parametrize("devices", [1, 2])
+def test_resumed_stage_is_the_unbroken_one(devices, run, finished, tmp_path):
     # Half precision too: its loss scale is part of what is kept.
     recipe = dataclasses.replace(tiny.RECIPE, epochs=3, precision="mixed_float16")
     spec = tiny.first(recipe=recipe)
+    run = tiny.run_in(run.work_dir, devices)
     shutil.copytree(finished, tmp_path / "unbroken")
-    unbroken = training.train(spec, tiny.run_in(tmp_path / "unbroken"))
-    checkpoints = _stopped(run, monkeypatch, spec, epoch=2)
+    unbroken = training.train(spec, tiny.run_in(tmp_path / "unbroken", devices))
+    checkpoints = tiny.train_until(2, spec, run)
     assert {path.name for path in checkpoints.glob("*.index")} == {"ckpt-1.index", "ckpt-2.index"}
 
     resumed = training.train(spec, run)
@@ -228,19 +191,18 @@ def test_resumed_stage_is_the_unbroken_one(run, finished, tmp_path, monkeypatch)
     assert not checkpoints.exists()
 
 
-def test_short_epochs_are_saved_together(run, monkeypatch):
+def test_short_epochs_are_saved_together(run):
     spec = tiny.first(recipe=dataclasses.replace(tiny.RECIPE, epochs=5))
     steps = len(training.load(spec.task, None).train.labels) // spec.recipe.batch_size
-    monkeypatch.setattr(training, "SAVE_STEPS", 2 * steps)
     # After two epochs, after two more, and the last in any case.
-    checkpoints = _stopped(run, monkeypatch, spec, epoch=5)
+    checkpoints = tiny.train_until(5, spec, run, save_steps=2 * steps)
     assert {path.name for path in checkpoints.glob("*.index")} == {"ckpt-4.index", "ckpt-5.index"}
 
 
 def test_stage_stopped_after_its_last_epoch_is_only_finished(run, monkeypatch):
     # All epochs are there: nothing is trained, and the result says what it would have said.
     spec = tiny.first()
-    _stopped(run, monkeypatch, spec, epoch=spec.recipe.total_epochs)
+    tiny.train_until(spec.recipe.total_epochs, spec, run)
     _poison(monkeypatch)
     result = training.train(spec, run)
     assert set(result) == {
@@ -292,7 +254,7 @@ def test_best_epoch_outlives_a_stop(run, finished, tmp_path, monkeypatch):
     _scored(monkeypatch, 0.3, 0.5, 0.4)
     wanted = training.train(SELECTED, unbroken)
     shown = _scored(monkeypatch, 0.3, 0.5, 0.4)
-    _stopped(run, monkeypatch, SELECTED, epoch=2)
+    tiny.train_until(2, SELECTED, run)
     result = training.train(SELECTED, run)
     assert len(shown) == 3  # an epoch is scored once
     assert result["selection"] == wanted["selection"] == {"epoch": 2, "accuracy": 0.5}
@@ -301,11 +263,11 @@ def test_best_epoch_outlives_a_stop(run, finished, tmp_path, monkeypatch):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_resumed_selection_is_the_unbroken_one(run, finished, tmp_path, monkeypatch):
+def test_resumed_selection_is_the_unbroken_one(run, finished, tmp_path):
     shutil.copytree(finished, tmp_path / "unbroken")
     unbroken = tiny.run_in(tmp_path / "unbroken")
     wanted = training.train(SELECTED, unbroken)
-    _stopped(run, monkeypatch, SELECTED)
+    tiny.train_until(1, SELECTED, run)
     assert training.train(SELECTED, run)["selection"] == wanted["selection"]
     for ours, theirs in zip(_saved(run), _saved(unbroken), strict=True):
         np.testing.assert_array_equal(ours, theirs)

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import gin
 import numpy as np
+import pytest
 import tensorflow as tf
 
-from refilled_tf import experiment
+from refilled_tf import experiment, training
 from refilled_tf.data.sources import Digits
 from refilled_tf.data.splits import AlphabeticalHalves
 from refilled_tf.data.task import Data, Task
@@ -115,6 +116,32 @@ def saved_weights(work_dir: Path, name: str) -> list[np.ndarray]:
     """Returns all weights, batch-norm statistics included, of a finished stage."""
     path = Path(work_dir) / "stages" / name / "model.keras"
     return tf.keras.models.load_model(path, compile=False).get_weights()
+
+
+def largest_difference(one: list[np.ndarray], other: list[np.ndarray]) -> float:
+    """Returns the largest difference between two lists of weights."""
+    return max(np.abs(a - b).max() for a, b in zip(one, other, strict=True))
+
+
+def train_until(epoch: int, spec: Stage, run: Run, save_steps: int = 1) -> Path:
+    """Trains up to right after an epoch's checkpoint, as a kill at that moment would leave it.
+
+    By default every epoch is saved, however short. Returns the folder of the checkpoints.
+    """
+    save = tf.train.CheckpointManager.save
+
+    def save_and_stop(manager, checkpoint_number):
+        path = save(manager, checkpoint_number=checkpoint_number)
+        if checkpoint_number == epoch:
+            raise KeyboardInterrupt
+        return path
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "SAVE_STEPS", save_steps)
+        patch.setattr(tf.train.CheckpointManager, "save", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            training.train(spec, run)
+    return run.folder(spec) / "checkpoints"
 
 
 def _forbid_writing(folder: str) -> None:

@@ -32,27 +32,9 @@ ACROSS = {
 OBJECTIVES = ACROSS | {"maml": Maml(ways=2, **IMAGES, inner_steps=2)}
 
 
-@pytest.fixture
-def built(monkeypatch):
-    """The learners that are trained and the weights they start from."""
-    built = []
-
-    class Kept(base.Learner):
-        def __init__(self, *args):
-            super().__init__(*args)
-            built.append((self, _weights(self)))
-
-    monkeypatch.setattr(training, "Learner", Kept)
-    return built
-
-
 def _weights(learner):
     """Returns those of the network and of its head, by name."""
     return {name: network.get_weights() for name, network in learner.trained.items()}
-
-
-def _largest_difference(one, other):
-    return max(np.abs(a - b).max() for a, b in zip(one, other, strict=True))
 
 
 def _train(objective, work_dir, devices):
@@ -69,8 +51,8 @@ def test_two_replicas_are_one_device(name, tmp_path, built):
     weights, two_weights = _weights(one), _weights(two)
     assert set(weights) == ({"student"} if name == "protonet" else {"student", "head"})
     for network in weights:
-        assert _largest_difference(weights[network], two_weights[network]) < 1e-5
-        assert _largest_difference(weights[network], start[network]) > 1e-3
+        assert tiny.largest_difference(weights[network], two_weights[network]) < 1e-5
+        assert tiny.largest_difference(weights[network], start[network]) > 1e-3
     assert two_logs == pytest.approx(logs, rel=1e-5, abs=1e-6)
 
 

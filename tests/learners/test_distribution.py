@@ -80,70 +80,45 @@ def _order(labels, batch_size, seed, epoch, classes_per_batch=None):
     return np.array(rows, np.int32)
 
 
-@pytest.fixture(scope="module")
-def teacher_dir(tmp_path_factory):
-    work_dir = tmp_path_factory.mktemp("teacher")
-    training.train(tiny.teacher(), tiny.run_in(work_dir))
-    return work_dir
-
-
-def _train(spec, work_dir, devices, teacher_dir):
-    shutil.copytree(teacher_dir, work_dir)
+def _train(spec, work_dir, devices, finished):
+    shutil.copytree(finished, work_dir)
     result = training.train(spec, tiny.run_in(work_dir, devices))
     return result["training"], tiny.saved_weights(work_dir, spec.name)
 
 
-def _largest_difference(one, other):
-    return max(np.abs(a - b).max() for a, b in zip(one, other, strict=True))
-
-
-@pytest.fixture
-def learners(monkeypatch):
-    """The learners that have been trained, whose adapters no file keeps."""
-    built = []
-
-    class Kept(base.Learner):
-        def __init__(self, *args):
-            super().__init__(*args)
-            built.append(self)
-
-    monkeypatch.setattr(training, "Learner", Kept)
-    return built
-
-
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_two_replicas_are_one_device(name, tmp_path, teacher_dir, monkeypatch, learners):
+def test_two_replicas_are_one_device(name, tmp_path, finished, monkeypatch, built):
     monkeypatch.setattr(batches, "epoch_order", _order)
     objective = OBJECTIVES[name]
     task = Task(tiny.DATA, "teacher" if objective.shares_classes else "student")
     spec = tiny.first(objective=objective, recipe=RECIPE, task=task)
-    logs, weights = _train(spec, tmp_path / "one", 1, teacher_dir)
-    two_logs, two_weights = _train(spec, tmp_path / "two", 2, teacher_dir)
-    assert _largest_difference(weights, two_weights) < 1e-5
-    one, two = (learner.adapter for learner in learners)
+    logs, weights = _train(spec, tmp_path / "one", 1, finished)
+    two_logs, two_weights = _train(spec, tmp_path / "two", 2, finished)
+    assert tiny.largest_difference(weights, two_weights) < 1e-5
+    one, two = (learner.adapter for learner, _ in built)
     if one is not None:
-        assert _largest_difference(one.get_weights(), two.get_weights()) < 1e-5
+        assert tiny.largest_difference(one.get_weights(), two.get_weights()) < 1e-5
     assert two_logs == pytest.approx(logs, rel=1e-5, abs=1e-6)
 
 
-def test_two_replicas_are_one_device_with_a_teacher_cache(tmp_path, teacher_dir, monkeypatch):
+def test_two_replicas_are_one_device_with_a_teacher_cache(tmp_path, finished, monkeypatch):
     monkeypatch.setattr(batches, "epoch_order", _order)
     objective, cache = OBJECTIVES["joint"], TeacherCache(views=3)
     spec = tiny.first(objective=objective, recipe=RECIPE, teacher_cache=cache)
-    logs, weights = _train(spec, tmp_path / "one", 1, teacher_dir)
-    two_logs, two_weights = _train(spec, tmp_path / "two", 2, teacher_dir)
-    assert _largest_difference(weights, two_weights) < 1e-5
+    logs, weights = _train(spec, tmp_path / "one", 1, finished)
+    two_logs, two_weights = _train(spec, tmp_path / "two", 2, finished)
+    assert tiny.largest_difference(weights, two_weights) < 1e-5
     # The mean KL of so few triplets is a small difference of logarithms of order 1.
     assert two_logs == pytest.approx(logs, rel=1e-5, abs=1e-5)
 
 
-def test_without_gathering_the_weights_would_be_others(tmp_path, teacher_dir, monkeypatch):
+def test_without_gathering_the_weights_would_be_others(tmp_path, finished, monkeypatch):
     monkeypatch.setattr(batches, "epoch_order", _order)
     spec = tiny.first(objective=OBJECTIVES["joint"], recipe=RECIPE)
-    _, weights = _train(spec, tmp_path / "one", 1, teacher_dir)
+    _, weights = _train(spec, tmp_path / "one", 1, finished)
     monkeypatch.setattr(base, "_gather", lambda x: x)
-    _, apart = _train(spec, tmp_path / "apart", 2, teacher_dir)
-    assert _largest_difference(weights, apart) > 1e-3
+    _, apart = _train(spec, tmp_path / "apart", 2, finished)
+    assert tiny.largest_difference(weights, apart) > 1e-3
 
 
 @pytest.mark.parametrize("name", RELATIONAL)
@@ -170,7 +145,7 @@ def test_halves_of_these_batches_have_another_gradient(name):
         return tape.gradient(loss, embedding).numpy()
 
     halves = [gradient(slice(0, count // 2)), gradient(slice(count // 2, count))]
-    assert _largest_difference([gradient(slice(None))], [np.concatenate(halves) / 2]) > 1e-3
+    assert tiny.largest_difference([gradient(slice(None))], [np.concatenate(halves) / 2]) > 1e-3
 
 
 def test_two_replicas_are_one_device_for_mobilenet(tmp_path, monkeypatch):
@@ -187,5 +162,5 @@ def test_two_replicas_are_one_device_for_mobilenet(tmp_path, monkeypatch):
     )
     logs, weights = _train(spec, tmp_path / "one", 1, tmp_path / "teacher")
     two_logs, two_weights = _train(spec, tmp_path / "two", 2, tmp_path / "teacher")
-    assert _largest_difference(weights, two_weights) < 1e-5
+    assert tiny.largest_difference(weights, two_weights) < 1e-5
     assert two_logs == pytest.approx(logs, rel=1e-5, abs=1e-6)
