@@ -186,9 +186,10 @@ def test_scales_are_not_mixed(tmp_path):
 
 def test_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").touch()
-    for place in (tmp_path, tmp_path / "thesis.tex"):
-        with pytest.raises(InputError, match="not of this command's making"):
-            reproduce.check_work_dir(place, "cpu")
+    with pytest.raises(InputError, match="not of this command's making"):
+        reproduce.check_work_dir(tmp_path, "cpu")
+    with pytest.raises(InputError, match=r"thesis\.tex is not a folder"):
+        reproduce.check_work_dir(tmp_path / "thesis.tex", "cpu")
 
 
 def test_stages_that_are_equal_are_shared(tmp_path):

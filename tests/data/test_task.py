@@ -151,9 +151,10 @@ def test_class_without_validation_images_is_named():
     _refused(r"'c' .*without validation images.*student\.holdout", _index(), holdout=0.05)
 
 
-@pytest.mark.parametrize("count", [1, 5, 100])
+@pytest.mark.parametrize("count", [0, 1, 5, 100])
 def test_num_classes_beyond_the_data(count):
-    _refused(rf"Data\.num_classes={count}, but the dataset has 4", _index(), num_classes=count)
+    wanted = rf"Data\.num_classes={count} must lie between 2 and the dataset's 4"
+    _refused(wanted, _index(), num_classes=count)
 
 
 def test_class_without_any_image_is_named():

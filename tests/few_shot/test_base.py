@@ -22,6 +22,7 @@ from refilled_tf.models import networks
 from refilled_tf.models.convnet import ConvNet
 
 PROTOCOL = Protocol(Task(tiny.DATA, "student"), Episodes(ways=2, queries=2, count=3))
+NETWORK = networks.embedding_network(tiny.TinyNetwork(), 8)
 
 
 def test_pool_shows_networks_the_centres_of_images():
@@ -78,11 +79,11 @@ def test_protocol_names_what_is_no_reference(option):
 
 
 def test_selection_takes_one_learner():
-    Selection(PROTOCOL, 2, NearestPrototype()).check(None)
+    Selection(PROTOCOL, 2, NearestPrototype()).check(NETWORK, None)
     with pytest.raises(InputError, match=r"Selection\.learner.*one value"):
-        Selection(PROTOCOL, 2, LinearSvm(c=(1.0, 2.0))).check(None)
+        Selection(PROTOCOL, 2, LinearSvm(c=(1.0, 2.0))).check(NETWORK, None)
 
 
 def test_selection_refuses_impossible_tasks():
     with pytest.raises(InputError, match=r"shots=1000"):
-        Selection(PROTOCOL, 1000, NearestPrototype()).check(None)
+        Selection(PROTOCOL, 1000, NearestPrototype()).check(NETWORK, None)
