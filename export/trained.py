@@ -83,10 +83,13 @@ def load(
     stages.check_folder(stage, where)
     network = stages.load_network(stage, where)
     result = storage.read_json(where.folder(stage) / "result.json")
-    stage = dataclasses.replace(stage, task=_at_image_size(stage.task))
-    data, size = task.load(stage.task, data_dir), stage.task.data.image_size
-    logits = networks.outputs_of(network, batches.scoring_batches(data.test, size))["logits"]
-    result["accuracy"] = float(accuracy(logits, data.test.labels))
+    taken = _at_image_size(stage.task)
+    data = task.load(taken, data_dir)
+    if taken != stage.task:
+        crops = batches.scoring_batches(data.test, taken.data.image_size)
+        logits = networks.outputs_of(network, crops)["logits"]
+        result["accuracy"] = float(accuracy(logits, data.test.labels))
+    stage = dataclasses.replace(stage, task=taken)
     return Trained(stage, network, data, result, config.operative_config())
 
 

@@ -48,6 +48,12 @@ def main(argv: list[str]) -> None:
     chosen = FLAGS.stage or finished
     require(bool(chosen), f"{work_dir} has no finished stage")
     for name in chosen:
+        require(
+            known[name].objective.classifies or FLAGS.split == "test",
+            f"--split={FLAGS.split}: {name} is an embedding, whose training images are what test "
+            "images are compared with; name classifiers by --stage",
+        )
+    for name in chosen:
         evaluate(known[name], where, FLAGS.split)
 
 
@@ -60,15 +66,9 @@ def evaluate(each: stage.Stage, where: stage.Run, split: str) -> None:
         split: "test", or "train" for a classifier's training images, un-augmented.
 
     Raises:
-        InputError: the stage is unfinished, unreadable or made by other settings, or an embedding,
-            which only test images score.
+        InputError: the stage is unfinished, unreadable or made by other settings.
     """
     stage.check_folder(each, where)
-    require(
-        each.objective.classifies or split == "test",
-        f"--split={split}: {each.name} is an embedding, whose training images are what test "
-        "images are compared with; name classifiers by --stage",
-    )
     data = task.load(each.task, where.data_dir)
     labels, kind = (
         (data.test.labels, data.scored_on) if split == "test" else (data.train.labels, "training")

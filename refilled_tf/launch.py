@@ -42,6 +42,8 @@ def launch(
     if spec.deterministic:
         tf.config.experimental.enable_op_determinism()
     where = Run(work_dir, data_dir or spec.data_dir, experiment.make_strategy(spec.strategy))
+    if where.is_chief:  # the only worker that writes
+        storage.require_writable("--work_dir", work_dir)
     experiment.check(spec, where)
     if where.is_chief:
         storage.write_text(work_dir / config.OPERATIVE, config.operative_config())
@@ -49,12 +51,13 @@ def launch(
 
 
 def check_work_dir(work_dir: Path) -> None:
-    """Refuses a place that cannot be written, or a folder with other things in it.
+    """Refuses a place that is not a folder, or a folder with other things in it.
 
     Raises:
         InputError: naming the place.
     """
-    storage.require_writable("--work_dir", work_dir)
+    existing = storage.nearest_existing(work_dir)
+    require(existing.is_dir(), f"--work_dir={work_dir}: {existing} is not a folder")
     require(
         not work_dir.is_dir()
         or not any(work_dir.iterdir())

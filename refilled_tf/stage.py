@@ -328,7 +328,7 @@ def check(stage: Stage, run: Run) -> None:
             known.backbone.embeddings(index.keys[[*selection.train, *selection.test]])
     if not stage.objective.trains:
         if not isinstance(stage.backbone, EmbeddingFile):
-            _untrained(stage)
+            untrained_network(stage)
         return
     recipe, replicas = stage.recipe, run.strategy.num_replicas_in_sync
     require(
@@ -347,19 +347,19 @@ def check(stage: Stage, run: Run) -> None:
             "teacher must have learnt the student's classes; take Data.class_split = "
             "@SharedClasses(), or a cross-task objective",
         )
-    network = _untrained(stage)
+    network = untrained_network(stage)
     if stage.start:
-        networks.require_same_weights(_untrained(stage.start), network)
+        networks.require_same_weights(untrained_network(stage.start), network)
     if stage.selection:
         stage.selection.check(network, run.data_dir)
     if stage.objective.features:
-        sides = (network, _untrained(stage.teacher))
+        sides = (network, untrained_network(stage.teacher))
         stage.objective.adapter(
             *(networks.feature_shapes(side, stage.objective.features) for side in sides)
         )
 
 
-def _untrained(stage: Stage) -> tf.keras.Model:
+def untrained_network(stage: Stage) -> tf.keras.Model:
     """Builds a stage's embedding network as it is before any training.
 
     Raises:

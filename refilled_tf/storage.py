@@ -29,9 +29,14 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def nearest_existing(place: Path) -> Path:
+    """Returns a place, or the nearest above it that is there."""
+    return next(path for path in (place, *place.parents) if path.exists())
+
+
 def require_writable(option: str, folder: Path) -> None:
     """Raises InputError unless a folder is there, or can be made, to write into."""
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    existing = nearest_existing(folder)
     require(
         existing.is_dir() and os.access(existing, os.W_OK),
         f"{option}={folder}: {existing} is not a folder that can be written",

@@ -16,8 +16,15 @@ from tqdm import tqdm
 from refilled_tf import storage
 from refilled_tf.errors import require, require_built, require_name
 from refilled_tf.few_shot.base import Learner, Networks, Pool, Protocol
-from refilled_tf.models import networks
-from refilled_tf.stage import Run, Stage, check_folder, load_head, load_network, settings_of
+from refilled_tf.stage import (
+    Run,
+    Stage,
+    check_folder,
+    load_head,
+    load_network,
+    settings_of,
+    untrained_network,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +91,7 @@ class Trials:
             InputError: naming the option, layer or class at fault, or the settings that differ.
         """
         check_folder(self, run)
-        backbone, size = self.network.backbone, self.test.task.data.image_size
-        self.learner.check_network(networks.embedding_network(backbone, size))
+        self.learner.check_network(untrained_network(self.network))
         self.test.check(self.shots, run.data_dir)
         if len(self.learner.candidates()) > 1:
             self.validation.check(self.shots, run.data_dir)
