@@ -47,6 +47,14 @@ def require_name(option: str, name: str) -> None:
     )
 
 
+def require_whole(option: str, value: object, least: int = 1) -> None:
+    """Raises InputError unless the value of an option is an integer that is large enough."""
+    require(
+        isinstance(value, int) and value >= least,
+        f"{option}={value} must be a whole number of at least {least}",
+    )
+
+
 def require_positive(owner: object, *names: str) -> None:
     """Raises InputError unless options are above zero, or all values of those with several."""
     for name in names:

@@ -146,6 +146,7 @@ def run(
         results["rows"].append(row_of(row, finished, command))
         if where.is_chief:
             storage.write_json(where.work_dir / "results.json", results)
+    where.leave_together()
     return results
 
 

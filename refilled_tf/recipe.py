@@ -7,7 +7,7 @@ import dataclasses
 import gin
 import tensorflow as tf
 
-from refilled_tf.errors import require, require_not_negative, require_positive
+from refilled_tf.errors import require, require_not_negative, require_positive, require_whole
 
 
 @gin.register
@@ -51,11 +51,7 @@ class Recipe:
     def __post_init__(self):
         object.__setattr__(self, "milestones", tuple(self.milestones))
         for name in ("epochs", "cycles", "batch_size"):
-            value = getattr(self, name)
-            require(
-                isinstance(value, int) and value >= 1,
-                f"Recipe.{name}={value} must be a whole number of at least 1",
-            )
+            require_whole(f"Recipe.{name}", getattr(self, name))
         require_positive(self, "learning_rate", "decay_factor")
         require(
             0 <= self.embedding_rate <= 1,

@@ -13,6 +13,7 @@ FOLDER/result.json      scores and cost; written last, so it marks the stage as 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -29,7 +30,7 @@ import tensorflow as tf
 from refilled_tf import storage
 from refilled_tf.data import batches
 from refilled_tf.data.task import Task, load, read_index, select
-from refilled_tf.errors import InputError, require, require_built, require_name
+from refilled_tf.errors import InputError, require, require_built, require_name, require_whole
 from refilled_tf.few_shot.base import Selection
 from refilled_tf.learners.base import Objective
 from refilled_tf.models import networks
@@ -55,11 +56,7 @@ class TeacherCache:
 
     def __post_init__(self):
         for name in ("views", "seed"):
-            value = getattr(self, name)
-            require(
-                isinstance(value, int) and value >= 0,
-                f"teacher_cache.{name}={value} must be a whole number of at least 0",
-            )
+            require_whole(f"teacher_cache.{name}", getattr(self, name), least=0)
         require(
             self.augmented or self.views == 1,
             f"teacher_cache.views={self.views} must be 1 where teacher_cache.augmented is False",
@@ -312,6 +309,13 @@ class Run:
             tf.function(self.strategy.run)(
                 lambda: tf.distribute.get_replica_context().all_reduce("SUM", tf.ones(()))
             )
+
+    def leave_together(self) -> None:
+        """Returns when every worker has finished its part and this process may end."""
+        # A worker that ends first takes its end of the connection with it, where another may not
+        # have heard yet that all are here. They are: nobody ends before all have come.
+        with contextlib.suppress(tf.errors.UnavailableError):
+            self.wait_for_all()
 
 
 def check(stage: Stage, run: Run) -> None:

@@ -16,6 +16,7 @@ from refilled_tf.experiment import Experiment
 from refilled_tf.learners.cross_entropy import CrossEntropy
 from refilled_tf.models.mobilenet import MobileNet
 from refilled_tf.probe_row import Probe
+from refilled_tf.stage import Run
 
 HOW = (["tiny.gin"], "python -m refilled_tf.train")
 VANILLA = tiny.second(name="vanilla", method="Vanilla", objective=CrossEntropy())
@@ -135,6 +136,16 @@ def test_second_run_repeats_the_results_without_training(outcome, tmp_path, monk
     rows = (VANILLA, tiny.second())
     again = experiment.run(Experiment(rows), tiny.run_in(tmp_path / "copy"), *HOW)
     assert again["rows"] == results["rows"][1:]
+
+
+def test_a_worker_leaves_once_the_results_are_written(outcome, tmp_path, monkeypatch):
+    shutil.copytree(outcome[0], tmp_path / "copy")
+    results = tmp_path / "copy" / "results.json"
+    results.unlink()
+    written = []
+    monkeypatch.setattr(Run, "leave_together", lambda self: written.append(results.exists()))
+    experiment.run(Experiment((VANILLA,)), tiny.run_in(tmp_path / "copy"), *HOW)
+    assert written == [True]
 
 
 def test_finished_rows_stay_when_a_later_one_fails(outcome, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import shutil
@@ -169,6 +170,19 @@ def test_one_of_the_workers_writes(tmp_path, jobs, task, is_chief):
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(spec, "", *task)
     strategy = types.SimpleNamespace(cluster_resolver=resolver)
     assert stage.Run(tmp_path, None, strategy).is_chief == is_chief
+
+
+@pytest.mark.parametrize(
+    ("error", "fails"), [(tf.errors.UnavailableError, False), (tf.errors.InternalError, True)]
+)
+def test_a_worker_that_is_gone_already_fails_nobody(run, monkeypatch, error, fails):
+    # What TensorFlow raises in an all-reduce whose other side has ended.
+    def wait_for_all(self):
+        raise error(None, None, "Socket closed")
+
+    monkeypatch.setattr(stage.Run, "wait_for_all", wait_for_all)
+    with pytest.raises(error) if fails else contextlib.nullcontext():
+        run.leave_together()
 
 
 # ---- files --------------------------------------------------------------------------------

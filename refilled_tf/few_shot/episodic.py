@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import tensorflow as tf
 
-from refilled_tf.errors import require
+from refilled_tf.errors import require, require_whole
 from refilled_tf.learners.base import Objective
 from refilled_tf.recipe import Recipe
 
@@ -34,11 +34,7 @@ class EpisodicObjective(Objective):
 
     def __post_init__(self):
         for name, least in (("ways", 2), ("shots", 1), ("queries", 1)):
-            value = getattr(self, name)
-            require(
-                isinstance(value, int) and value >= least,
-                f"{type(self).__name__}.{name}={value} must be a whole number of at least {least}",
-            )
+            require_whole(f"{type(self).__name__}.{name}", getattr(self, name), least)
 
     def check_batches(self, recipe: Recipe, replicas: int) -> None:
         """Refuses batches that are no whole tasks."""

@@ -7,7 +7,7 @@ import dataclasses
 import gin
 import tensorflow as tf
 
-from refilled_tf.errors import require
+from refilled_tf.errors import require, require_whole
 from refilled_tf.models import networks, residual
 
 BLOCKS = 4
@@ -30,10 +30,7 @@ class ConvNet:
     batch_norm_momentum: float = 0.9
 
     def __post_init__(self):
-        require(
-            isinstance(self.channels, int) and self.channels >= 1,
-            f"ConvNet.channels={self.channels} must be a whole number from 1 on, such as 64",
-        )
+        require_whole("ConvNet.channels", self.channels)
         require(
             self.pooling in ("max", "flatten"),
             f"ConvNet.pooling={self.pooling!r} must be 'max' or 'flatten'",

@@ -7,7 +7,7 @@ import dataclasses
 import gin
 import tensorflow as tf
 
-from refilled_tf.errors import require
+from refilled_tf.errors import require, require_whole
 from refilled_tf.models import networks, residual
 
 
@@ -44,10 +44,7 @@ class ResNet12:
             0 <= self.dropout < 1,
             f"ResNet12.dropout={self.dropout} must lie in [0, 1), such as 0.1",
         )
-        require(
-            isinstance(self.drop_block, int) and self.drop_block >= 1,
-            f"ResNet12.drop_block={self.drop_block} must be a whole number from 1 on, such as 5",
-        )
+        require_whole("ResNet12.drop_block", self.drop_block)
 
     def build(self, image_size: int) -> tf.keras.Model:
         """Builds the network with fresh weights.

@@ -7,7 +7,7 @@ import dataclasses
 import gin
 import tensorflow as tf
 
-from refilled_tf.errors import require
+from refilled_tf.errors import require_whole
 from refilled_tf.models import residual
 
 
@@ -28,10 +28,7 @@ class WideResNet:
 
     def __post_init__(self):
         self._blocks_per_group()
-        require(
-            self.width >= 1 and self.width % 1 == 0,
-            f"WideResNet.width={self.width} must be a whole number from 1 on, such as 2",
-        )
+        require_whole("WideResNet.width", self.width)
 
     def build(self, image_size: int) -> tf.keras.Model:
         """Builds the network with fresh weights.

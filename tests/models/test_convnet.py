@@ -92,7 +92,7 @@ def test_network_is_the_published_one(pooling, size):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"channels": 0}, r"ConvNet\.channels=0 must be a whole number from 1 on"),
+        ({"channels": 0}, r"ConvNet\.channels=0 must be a whole number of at least 1"),
         ({"channels": 0.5}, r"ConvNet\.channels=0\.5 "),
         ({"pooling": "avg"}, r"ConvNet\.pooling='avg' must be 'max' or 'flatten'"),
     ],

@@ -202,7 +202,7 @@ def test_restored_network_drops_what_the_unbroken_one_does(block, tmp_path):
         ({"widths": 64}, r"ResNet12\.widths=64 "),
         ({"dropout": 1.0}, r"ResNet12\.dropout=1\.0 must lie in \[0, 1\)"),
         ({"dropout": -0.1}, r"ResNet12\.dropout=-0\.1 "),
-        ({"drop_block": 0}, r"ResNet12\.drop_block=0 must be a whole number from 1 on"),
+        ({"drop_block": 0}, r"ResNet12\.drop_block=0 must be a whole number of at least 1"),
         ({"drop_block": 2.5}, r"ResNet12\.drop_block=2\.5 "),
     ],
 )

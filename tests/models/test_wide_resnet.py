@@ -72,7 +72,7 @@ def test_network_is_the_published_one(width, size):
         ({"depth": 4, "width": 1}, r"WideResNet\.depth=4 .* 10 and 16"),
         ({"depth": -2, "width": 1}, r"WideResNet\.depth=-2 .* 10 and 16"),
         ({"depth": 16.5, "width": 1}, r"WideResNet\.depth=16\.5 "),
-        ({"depth": 16, "width": 0}, r"WideResNet\.width=0 must be a whole number from 1 on"),
+        ({"depth": 16, "width": 0}, r"WideResNet\.width=0 must be a whole number of at least 1"),
         ({"depth": 16, "width": 0.5}, r"WideResNet\.width=0\.5 "),
         ({"depth": 16, "width": 1.5}, r"WideResNet\.width=1\.5 "),
     ],
