@@ -7,11 +7,13 @@ the work_dir, may run the same command at once: each takes stages that nobody el
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import filelock
 import tensorflow as tf
@@ -39,19 +41,23 @@ def main(argv: list[str]) -> None:
     )
     work_dir = Path(FLAGS.work_dir or f"runs/reproduce_{FLAGS.scale}")
     check_work_dir(work_dir, FLAGS.scale)
-    if not FLAGS.dry_run:
-        storage.write_json(work_dir / MARK, FLAGS.scale)
     deadline = time.monotonic() + 60 * FLAGS.max_minutes if FLAGS.max_minutes else None
     strategy = experiment.make_strategy("mirrored")
     where = Run(work_dir, FLAGS.data_dir, strategy, pooled=True, deadline=deadline)
-    command = command_line("refilled_tf.reproduce")
-    failed = []
-    for name in FLAGS.table:
-        failed += reproduce_table(name, where, command)
-    if FLAGS.figure is not None:
-        failed += reproduce_figure(where)
-    if not FLAGS.dry_run:
-        print(f"Report   {pages.write_report(work_dir)}")
+    # All of them, before the first trains for hours.
+    plans = [plan_table(name, where) for name in FLAGS.table]
+    figure = None if FLAGS.figure is None else plan_figure(where)
+    if FLAGS.dry_run:
+        for plan in (*plans, figure) if figure else plans:
+            print(f"{plan.heading}\n\n{Forecast(plan.where, plan.minutes).table(plan.specs)}\n")
+        return
+    storage.write_json(work_dir / MARK, FLAGS.scale)
+    command, failed = command_line("refilled_tf.reproduce"), []
+    for plan in plans:
+        failed += reproduce_table(plan, command)
+    if figure:
+        failed += reproduce_figure(figure)
+    print(f"Report   {pages.write_report(work_dir)}")
     require(not failed, f"{len(failed)} stages failed, see above: {', '.join(failed)}")
 
 
@@ -103,11 +109,35 @@ def check_work_dir(work_dir: Path, scale: str) -> None:
     )
 
 
-def reproduce_table(name: str, where: Run, command: str) -> list[str]:
-    """Trains what a table lacks, unless told not to, and writes the table.
+class Plan(NamedTuple):
+    """What there is to do for a table, or for a figure.
 
-    Returns:
-        The names of stages that failed.
+    Attributes:
+        heading: says what it is.
+        specs: what has to be finished, parents first, and how many experiments share each.
+        where: with the experiments' data_dir.
+        minutes: that stages take, by their names.
+        name: of the table's folder.
+        table: what it compares; None for a figure.
+        parts: the table's experiments.
+        settings: of these, by the files and params they are made of, as gin text.
+    """
+
+    heading: str
+    specs: list[tuple[experiment.Row, int]]
+    where: Run
+    minutes: Mapping[str, float] = {}
+    name: str = ""
+    table: tables.Table | None = None
+    parts: Sequence[tables.Part] = ()
+    settings: Mapping[str, str] = {}
+
+
+def plan_table(name: str, where: Run) -> Plan:
+    """Builds a table's experiments, and refuses what cannot be trained.
+
+    Raises:
+        InputError: there is no such table, or as `tables.parts` and `placed` say.
     """
     file = table_file(name, FLAGS.scale)
     table, stem = config.load_table(file), file.stem.removesuffix(f"_{FLAGS.scale}")
@@ -119,16 +149,51 @@ def reproduce_table(name: str, where: Run, command: str) -> list[str]:
         return built
 
     parts = tables.parts(table, FLAGS.seeds or table.seeds, load)
+    where = placed(name, [part.experiment for part in parts], where)
+    heading = f"{table.title}: {len(parts)} experiments"
     specs = tables.unique(parts, where)
-    if FLAGS.dry_run:
-        forecast = Forecast(where, table.minutes).table(specs)
-        print(f"{table.title}: {len(parts)} experiments\n\n{forecast}\n")
-        return []
+    return Plan(heading, specs, where, table.minutes, stem, table, parts, settings)
+
+
+def placed(name: str, specs: Sequence[experiment.Experiment], where: Run) -> Run:
+    """Returns where to run experiments, once it is seen that they can be trained there.
+
+    Args:
+        name: of what they are for.
+        specs: the experiments.
+        where: a run without their own data_dir.
+
+    Raises:
+        InputError: two want different folders of datasets, one wants several machines, or as
+            `experiment.check` says.
+    """
+    folders = {spec.data_dir for spec in specs}
+    require(
+        FLAGS.data_dir is not None or len(folders) == 1,
+        f"{name}: its experiments differ in Experiment.data_dir: {folders}; give one --data_dir",
+    )
+    require(
+        all(spec.strategy == "mirrored" for spec in specs),
+        f"{name}: Experiment.strategy must be 'mirrored'; several machines share the work by "
+        "running this command on one --work_dir",
+    )
+    where = dataclasses.replace(where, data_dir=FLAGS.data_dir or folders.pop())
+    if not FLAGS.collect and not FLAGS.dry_run:
+        for spec in specs:
+            prepare(spec, where)
+    return where
+
+
+def reproduce_table(plan: Plan, command: str) -> list[str]:
+    """Trains what a table lacks, unless told not to, and writes the table.
+
+    Returns:
+        The names of stages that failed.
+    """
+    table, parts, where, stem = plan.table, plan.parts, plan.where, plan.name
     failed = []
     if not FLAGS.collect:
-        for part in parts:
-            prepare(part.experiment, where)
-        failed = finish_all([spec for spec, _ in specs], where)
+        failed = finish_all([spec for spec, _ in plan.specs], where)
     grid = tables.collect(table, parts, where)
     print(f"\n{tables.as_markdown(grid)}\n")
     if grid.missing:
@@ -142,7 +207,7 @@ def reproduce_table(name: str, where: Run, command: str) -> list[str]:
     folder = where.work_dir / stem
     storage.write_text(folder / f"{stem}.csv", tables.as_csv(grid))
     pictures.save_all(folder, table, grid, parts, where)
-    pages.write_table(folder, facts, grid, settings)
+    pages.write_table(folder, facts, grid, plan.settings)
     print(f"Table    {folder / stem}.md, .csv, .html")
     return failed
 
@@ -214,26 +279,28 @@ def _try(spec: experiment.Row, failed: list[str], where: Run) -> bool:
             experiment.finish(spec, where)
     except filelock.Timeout:
         return False
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (InputError, tf.errors.OpError) as error:  # the latter where memory does not suffice
+        print(f"error: {name}: {str(error).splitlines()[0]}", file=sys.stderr)
         failed.append(name)
     return True
 
 
-def reproduce_figure(where: Run) -> list[str]:
+def plan_figure(where: Run) -> Plan:
+    """Builds the teacher of Figure 1, and refuses what cannot be trained."""
+    spec = config.load_experiment([FIGURE[FLAGS.scale]])
+    teacher = next(each for each in spec.stages() if each.name == "teacher")
+    return Plan("Figure 1", [(teacher, 1)], placed("Figure 1", [spec], where))
+
+
+def reproduce_figure(plan: Plan) -> list[str]:
     """Trains the teacher of Figure 1 and draws the figure.
 
     Returns:
         The names of stages that failed.
     """
-    spec = config.load_experiment([FIGURE[FLAGS.scale]])
-    teacher = next(each for each in spec.stages() if each.name == "teacher")
-    if FLAGS.dry_run:
-        print(f"Figure 1\n\n{Forecast(where).table([(teacher, 1)])}\n")
-        return []
+    where, ((teacher, _),) = plan.where, plan.specs
     failed = []
     if not FLAGS.collect:
-        prepare(spec, where)
         failed = finish_all([teacher], where)
     if where.is_finished(teacher):
         print(figure1.reproduce(teacher, where, where.work_dir / "figure1"))

@@ -126,6 +126,55 @@ def test_a_failure_costs_only_what_builds_on_it(tmp_path, capsys):
     assert "'first'" in capsys.readouterr().err
 
 
+def test_memory_that_does_not_suffice_is_such_a_failure(tmp_path, capsys, monkeypatch):
+    """What TensorFlow raises on a GPU for a network that is too large."""
+    run, finish = _pooled(tmp_path), experiment.finish
+
+    def short_of_memory(spec, where):
+        if spec.name == "first":
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM\nsecond line")
+        return finish(spec, where)
+
+    monkeypatch.setattr(experiment, "finish", short_of_memory)
+    failed = reproduce.finish_all(CHAIN, run)
+    assert failed == [run.folder(spec).name for spec in (tiny.first(), tiny.second())]
+    assert run.is_finished(STUDENT)
+    assert "OOM" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_all_tables_are_known_before_the_first_is_trained(table, tmp_path):
+    run = commands.run("refilled_tf.reproduce", f"--table={table},9", f"--work_dir={tmp_path}/out")
+    assert run.returncode == 1
+    assert "--table=9" in run.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def _flags(monkeypatch, **given):
+    known = {"data_dir": None, "collect": False, "dry_run": True} | given
+    monkeypatch.setattr(reproduce, "FLAGS", types.SimpleNamespace(**known))
+
+
+def _experiment(**options):
+    return experiment.Experiment((STUDENT,), **options)
+
+
+def test_experiments_may_say_where_their_data_lie(tmp_path, monkeypatch):
+    here, there = _experiment(data_dir="here"), _experiment(data_dir="there")
+    _flags(monkeypatch)
+    assert reproduce.placed("mine", [here, here], _pooled(tmp_path)).data_dir == "here"
+    with pytest.raises(InputError, match=r"mine: .*differ in Experiment\.data_dir"):
+        reproduce.placed("mine", [here, there], _pooled(tmp_path))
+    _flags(monkeypatch, data_dir="elsewhere")
+    assert reproduce.placed("mine", [here, there], _pooled(tmp_path)).data_dir == "elsewhere"
+
+
+def test_several_machines_take_stages_and_not_shares_of_a_batch(tmp_path, monkeypatch):
+    _flags(monkeypatch)
+    with pytest.raises(InputError, match=r"mine: Experiment\.strategy must be 'mirrored'"):
+        reproduce.placed("mine", [_experiment(strategy="multi_worker")], _pooled(tmp_path))
+
+
 def test_time_that_is_over_stops_between_epochs(tmp_path, capsys, monkeypatch):
     """And the next run goes on, to the weights of one that was never stopped."""
     teacher, whole = tiny.teacher(), _pooled(tmp_path / "whole")
