@@ -15,6 +15,7 @@ and goes on where it was when the same command is given again.
 from __future__ import annotations
 
 import collections
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from refilled_tf.data.sources import Source
 from refilled_tf.data.task import Selection, Task, read_index, select
 from refilled_tf.entry import command_line, run_main
 from refilled_tf.errors import require
-from refilled_tf.launch import launch
+from refilled_tf.launch import launch, prepare
 
 FLAGS = flags.FLAGS
 
@@ -39,6 +40,7 @@ def main(argv: list[str]) -> None:
     """Does what the flags say."""
     require(len(argv) == 1, f"unexpected argument {argv[1:]}; every option is a --flag")
     output, command = Path(FLAGS.output), command_line("refilled_tf.distill")
+    storage.require_writable("--output", output)
     gin_file, work_dir = output / "distill.gin", output / "training"
     teacher = teachers.parse(
         FLAGS.teacher, FLAGS.teacher_layer, FLAGS.teacher_weights, FLAGS.teacher_preprocessing
@@ -50,16 +52,21 @@ def main(argv: list[str]) -> None:
         FLAGS.width[0],
         FLAGS.image_size,
     )
+    flags_of_train = [f"--gin_file={gin_file}", f"--work_dir={work_dir}"]
     opening = [
-        f"python -m refilled_tf.train --gin_file={gin_file} --work_dir={work_dir}",
+        shlex.join(["python", "-m", "refilled_tf.train", *flags_of_train]),
         f"Written by {command}",
     ]
     # What the user sets may well decide which images there are, and that how long to train.
     task = distill_config.task_in(distill_config.gin_text([], settings, {}, FLAGS.gin_param))
-    lengths = distill_config.schedule(len(survey(task, FLAGS.data_dir).train), FLAGS.quick)
+    images = len(survey(task, FLAGS.data_dir).train)
+    in_trials = len(tuning.training_rows(task, FLAGS.data_dir)) if FLAGS.tune else images
+    lengths = distill_config.schedule(images, in_trials, FLAGS.quick)
     base = distill_config.gin_text(opening, settings, lengths, FLAGS.gin_param)
     chosen = []
     if FLAGS.tune:
+        # Now and not after hours of trials, and not in work_dir, which may hold what they chose.
+        prepare(config.load_text(base, FLAGS.gin_param), output / "tuning", FLAGS.data_dir)
         trials = tuning.run(
             base, FLAGS.width, output / "tuning", FLAGS.tune, FLAGS.data_dir, command
         )

@@ -119,7 +119,7 @@ def gin_text(
     """Writes the gin file.
 
     Args:
-        opening: comment lines.
+        opening: of comments, each of a line or several.
         params: as `settings` returns them.
         lengths: as `schedule` returns them.
         given: single settings of the user's, which come last.
@@ -128,7 +128,7 @@ def gin_text(
         Gin text.
     """
     blocks = [
-        [*(f"# {line}" for line in opening), f"include '{BASE}'"],
+        [*(f"# {line}" for text in opening for line in text.splitlines()), f"include '{BASE}'"],
         params,
         [f"{name} = {value}" for name, value in lengths.items()],
         given,
@@ -136,13 +136,17 @@ def gin_text(
     return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
 
 
-def task_in(text: str) -> Task:
+def task_in(text: str, params: Sequence[str] = ()) -> Task:
     """Returns the student's task as a gin file's text describes it.
+
+    Args:
+        text: of the file.
+        params: the settings in it that somebody has given, which must have an effect.
 
     Raises:
         InputError: as `config.load_experiment` says.
     """
-    stages = config.load_text(text).stages()
+    stages = config.load_text(text, params).stages()
     return next(stage.task for stage in stages if stage.task.role == "student")
 
 
@@ -177,19 +181,19 @@ def view_size(teacher: teachers.Teacher, image_size: int) -> int:
     return max(image_size, network.input_shape[1] or image_size)
 
 
-def schedule(training_images: int, quick: bool) -> dict[str, Any]:
+def schedule(training_images: int, in_trials: int, quick: bool) -> dict[str, Any]:
     """Returns settings of length, so that a few hundred images take minutes on a laptop.
 
     Args:
         training_images: how many there are.
+        in_trials: how many of them train when some are held out for tuning; all without tuning.
         quick: whether a first look is all that is wanted.
     """
     # About 3,000 steps: with fewer a student is far from convergence.
     epochs = min(100, max(20, 100_000 // training_images))
     return {
         "Recipe.epochs": epochs // 5 if quick else epochs,
-        # A fifth may be held out for tuning.
-        "Recipe.batch_size": min(32, training_images * 4 // 5),
+        "Recipe.batch_size": min(32, in_trials),
         # A large teacher is asked up to 8,000 times beforehand, and not in every step.
         "teacher_cache.views": 2 if quick else min(8, max(2, 8_000 // training_images)),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,11 +62,13 @@ class Report:
 def line(what: Report) -> str:
     """Returns the result in one line."""
     others = ", ".join(
-        f"{row['method']} {_percent(row['accuracy'])}" for row in what.rows if row != what.row
+        f"{row['method']} {_percent(row['accuracy'])}"
+        for row in what.rows
+        if row != what.row and row["accuracy"] is not None
     )
     return (
         f"{what.row['method']}: {_percent(what.row['accuracy'])} of {what.row['images']} test "
-        f"images right ({others}); see {what.output / 'report.html'}"
+        f"images right{f' ({others})' if others else ''}; see {what.output / 'report.html'}"
     )
 
 
@@ -82,6 +85,7 @@ def html(what: Report) -> str:
         percent=_percent,
         standard_error=standard_error,
         what=what,
+        output=shlex.quote(str(what.output)),
         side=what.data.test.images.shape[1],
         classes=per_class(what.data, predictions),
         confusion=_confusion(what, predictions),

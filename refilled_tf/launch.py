@@ -34,10 +34,29 @@ def launch(
         The experiment, where it ran, and what `experiment.run` returns.
 
     Raises:
-        InputError: as `config.load_experiment`, `check_work_dir`, `experiment.check` and
-            `experiment.run` say.
+        InputError: as `config.load_experiment`, `prepare` and `experiment.run` say.
     """
     spec = config.load_experiment(gin_files, gin_params)
+    where = prepare(spec, work_dir, data_dir)
+    if where.is_chief:
+        storage.write_text(work_dir / config.OPERATIVE, config.operative_config())
+    return spec, where, experiment.run(spec, where, gin_files, command)
+
+
+def prepare(spec: Experiment, work_dir: Path, data_dir: str | None) -> Run:
+    """Refuses what cannot be trained, before anything is, and makes operations reproducible.
+
+    Args:
+        spec: the experiment.
+        work_dir: where results go.
+        data_dir: folder of prepared TFDS datasets; None for the experiment's.
+
+    Returns:
+        Where to run it.
+
+    Raises:
+        InputError: as `check_work_dir` and `experiment.check` say.
+    """
     check_work_dir(work_dir)
     if spec.deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -45,9 +64,7 @@ def launch(
     if where.is_chief:  # the only worker that writes
         storage.require_writable("--work_dir", work_dir)
     experiment.check(spec, where)
-    if where.is_chief:
-        storage.write_text(work_dir / config.OPERATIVE, config.operative_config())
-    return spec, where, experiment.run(spec, where, gin_files, command)
+    return where
 
 
 def check_work_dir(work_dir: Path) -> None:

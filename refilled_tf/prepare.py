@@ -43,7 +43,8 @@ def prepare(dataset: str, data_dir: str | None, manual_dir: str | None) -> str:
     )
     try:
         builder = tfds.builder(dataset, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError as error:
+    except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
+        # The latter two for a config or version that there is none of.
         raise InputError(f"--dataset={dataset}: TensorFlow Datasets knows none such") from error
     settings = tfds.download.DownloadConfig(manual_dir=manual_dir)
     try:

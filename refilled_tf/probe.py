@@ -27,6 +27,7 @@ from refilled_tf.progress import bar_interval
 FLAGS = flags.FLAGS
 BATCH_SIZE = 32
 FEWEST_FOLDS = 3
+WIDTH = 0.25  # of a student that is never built
 
 
 class Score(NamedTuple):
@@ -184,6 +185,11 @@ def main(argv: list[str]) -> None:
     ]
     candidates = [teachers.parse(*each) for each in zip(specs, *options, strict=True)]
     task = distill_config.task_of(FLAGS.images, FLAGS.data_dir)
+    if FLAGS.gin_param:
+        # What distill would make of them, for whichever teacher.
+        settings = distill_config.settings(task, candidates[0], WIDTH, FLAGS.image_size)
+        text = distill_config.gin_text([], settings, {}, FLAGS.gin_param)
+        task = distill_config.task_in(text, FLAGS.gin_param)
     check(task, FLAGS.folds, FLAGS.data_dir)
     where = FLAGS.image_size, FLAGS.folds, FLAGS.data_dir
     scores = ranked([score(*each, task, *where) for each in zip(specs, candidates, strict=True)])
@@ -214,5 +220,8 @@ if __name__ == "__main__":
     flags.DEFINE_multi_string("teacher_preprocessing", [], "What a file wants done to images.")
     flags.DEFINE_integer("image_size", 96, "Side of the student's images in pixels.", 1)
     flags.DEFINE_integer("folds", 5, "Of the cross-validation.")
+    flags.DEFINE_multi_string(
+        "gin_param", [], "A single setting of the images, such as \"Data.on_corrupt = 'skip'\"."
+    )
     flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS datasets; TFDS's own if unset.")
     run_main(main)

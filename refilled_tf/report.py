@@ -149,8 +149,9 @@ def save_confusion_matrix(
     side = max(4.5, 0.2 * count + 2.5)
     figure, axes = plt.subplots(figsize=(side, side), layout="constrained")
     picture = axes.imshow(100 * matrix, cmap="Blues", vmin=0, vmax=100)
-    axes.set_xticks(range(count), class_names, rotation=90, fontsize=7)
-    axes.set_yticks(range(count), class_names, fontsize=7)
+    # A "$" in a name is no formula.
+    axes.set_xticks(range(count), class_names, rotation=90, fontsize=7, parse_math=False)
+    axes.set_yticks(range(count), class_names, fontsize=7, parse_math=False)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     axes.set_title(title, fontsize=9)

@@ -5,6 +5,7 @@ Parses flags and gin files, builds the experiment, runs it and prints the table.
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from absl import flags
@@ -35,10 +36,11 @@ def main(argv: list[str]) -> None:
             report.save_shots_picture(work_dir / "shots.png", results["rows"])
             print(f"Picture  {work_dir / 'shots.png'}")
         print(f"Models   {work_dir / 'stages' / '*' / 'model.keras'}")
-        print(f"Curves   tensorboard --logdir {work_dir}")
-        print(f"Scores   python -m refilled_tf.evaluate --work_dir={work_dir}")
-        print(f"Serve    python -m export.saved_model --work_dir={work_dir} --export_dir=exports")
-        print(f"Phone    python -m export.tflite --work_dir={work_dir} --output_dir=exports/tflite")
+        folder = shlex.quote(str(work_dir))
+        print(f"Curves   tensorboard --logdir {folder}")
+        print(f"Scores   python -m refilled_tf.evaluate --work_dir={folder}")
+        print(f"Serve    python -m export.saved_model --work_dir={folder} --export_dir=exports")
+        print(f"Phone    python -m export.tflite --work_dir={folder} --output_dir=exports/tflite")
 
 
 if __name__ == "__main__":

@@ -7,13 +7,16 @@ killed one goes on from its last epoch, and more trials go on where fewer have e
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 
 from refilled_tf import storage
+from refilled_tf.data.task import Task, read_index, select
 from refilled_tf.errors import DivergedError, require
 from refilled_tf.launch import launch
 
@@ -103,6 +106,13 @@ def run(
     study.optimize(accuracy, n_trials=count, catch=DivergedError)
     require(len(trials) > 0, f"--tune={count}: none of the trials kept a finite loss, see above")
     return trials
+
+
+def training_rows(task: Task, data_dir: str | None) -> np.ndarray:
+    """Returns which images of the student's task train in a trial, as rows of the dataset."""
+    return select(
+        dataclasses.replace(task, holdout=HOLDOUT), read_index(task.data.source, data_dir)
+    ).train
 
 
 def chosen(trials: list[Trial]) -> list[str]:

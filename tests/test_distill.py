@@ -15,7 +15,16 @@ import photos
 import pytest
 from ai_edge_litert.interpreter import Interpreter
 
-from refilled_tf import config, distill, distill_config, storage, teachers, tuning
+from export import trained
+from refilled_tf import (
+    config,
+    distill,
+    distill_config,
+    distill_report,
+    storage,
+    teachers,
+    tuning,
+)
 from refilled_tf.data.task import load
 from refilled_tf.errors import InputError
 
@@ -132,6 +141,27 @@ def test_report_needs_no_network_and_shows_the_numbers(done):
     assert page.count("trial_00") >= 2
 
 
+def test_row_that_is_an_embedding_has_no_accuracy_to_show(done):
+    _, output = done
+    model = trained.load(output / "training", None, None)
+    embedding = _results(output)[-1] | {"method": "Triplets", "stage": "triplet", "accuracy": None}
+    report = distill_report.Report(
+        command="",
+        rows=[embedding, _results(output)[-1]],
+        exported=model.stage.name,
+        data=model.data,
+        network=model.network,
+        size=model.stage.task.data.image_size,
+        notes=[],
+        tflite=storage.read_json(output / "tflite/tflite.json"),
+        trials=[],
+        gin="",
+        output=output,
+    )
+    assert "<td>Triplets</td><td></td>\n<td></td>" in distill_report.html(report)
+    assert "test images right; see" in distill_report.line(report)
+
+
 def test_killed_run_goes_on(done, given, tmp_path):
     """Without the last stage, the exports and the report, as after a kill in that stage."""
     run, output = done
@@ -182,13 +212,42 @@ def test_images_are_surveyed_as_settings_say(given, tmp_path):
 def test_lengths_fit_the_number_of_images():
     """In the end no more than 8,000 questions to the teacher, and a look takes a fifth."""
     few, many, quick = (
-        distill_config.schedule(*what) for what in ((300, False), (4_000, False), (300, True))
+        distill_config.schedule(*what)
+        for what in ((300, 300, False), (4_000, 4_000, False), (300, 300, True))
     )
     assert few == {"Recipe.epochs": 100, "Recipe.batch_size": 32, "teacher_cache.views": 8}
     assert many == {"Recipe.epochs": 25, "Recipe.batch_size": 32, "teacher_cache.views": 2}
     assert quick["Recipe.epochs"] == 20
     # All of ten images but the two that tuning holds out.
-    assert distill_config.schedule(10, False)["Recipe.batch_size"] == 8
+    assert distill_config.schedule(10, 8, False)["Recipe.batch_size"] == 8
+
+
+def test_trials_batches_fit_small_classes(tmp_path):
+    """By hand: of ten images 8 train, of which .8·8, rounded, are 6, and that in five classes."""
+    task = distill_config.task_of(str(photos.write_folder(tmp_path, count=10)), None)
+    assert len(tuning.training_rows(task, None)) == 5 * 6
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_output_that_is_no_folder_is_refused_first(given, tmp_path, place):
+    (tmp_path / "file").touch()
+    run = _distill(*given, tmp_path / place)
+    assert run.returncode == 1
+    assert f"--output={tmp_path / place}" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_setting_of_no_effect_is_refused_before_the_trials(given, tmp_path):
+    run = _distill(*given, tmp_path / "out", "--tune=2", "--gin_param=tuple/Recipe.epochs = 3")
+    assert run.returncode == 1
+    assert "has no effect" in run.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_setting_on_several_lines_stays_a_comment(given):
+    param = "Recipe.milestones = (\n    0.5,)"
+    text = distill_config.gin_text([f"Written by {param}"], _settings(given), {}, [param])
+    config.load_text(text, [param])
 
 
 def test_tfds_dataset_is_found_by_its_name():

@@ -55,9 +55,12 @@ def test_missing_manual_files_are_asked_for(tmp_path):
         prepare.prepare("mini_imagenet", str(tmp_path), None)
 
 
-def test_unknown_dataset_is_named(tmp_path):
-    with pytest.raises(InputError, match="--dataset=no_such_birds"):
-        prepare.prepare("no_such_birds", str(tmp_path), None)
+@pytest.mark.parametrize(
+    "dataset", ["no_such_birds", "cifar100:9.9.9", "cifar100/no_config", "cifar 100"]
+)
+def test_unknown_dataset_is_named(dataset, tmp_path):
+    with pytest.raises(InputError, match=f"--dataset={dataset}"):
+        prepare.prepare(dataset, str(tmp_path), None)
 
 
 def test_manual_dir_must_be_a_folder(tmp_path):

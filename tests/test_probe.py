@@ -5,6 +5,8 @@ The order is known beforehand: embeddings that hold the class, in more and more 
 
 from __future__ import annotations
 
+import shutil
+
 import commands
 import numpy as np
 import PIL.Image
@@ -114,6 +116,23 @@ def test_command_prints_the_table(folder):
     assert "4 classes, 48 images that train, 3 folds" in done.stdout
     assert "pixels.keras is right" in done.stdout
     assert "warning" not in done.stderr.lower()
+
+
+def test_settings_of_the_images_are_those_of_distill(folder, tmp_path):
+    images = shutil.copytree(folder / "images", tmp_path / "images")
+    broken = next((images / "digit 1").iterdir())
+    broken.write_bytes(broken.read_bytes()[:60])
+    teacher = f"--teacher={folder}/pixels.keras"
+    flags = f"--images={images}", teacher, "--image_size=16", "--folds=3"
+    refused = commands.run("refilled_tf.probe", *flags)
+    assert refused.returncode == 1
+    assert "Data.on_corrupt='skip'" in refused.stderr
+    taken = commands.run("refilled_tf.probe", *flags, "--gin_param=Data.on_corrupt = 'skip'")
+    assert taken.returncode == 0, taken.stderr
+    assert "4 classes" in taken.stdout
+    idle = commands.run("refilled_tf.probe", *flags, "--gin_param=tuple/Recipe.epochs = 3")
+    assert idle.returncode == 1
+    assert "has no effect" in idle.stderr
 
 
 def test_options_are_spread_over_the_teachers():

@@ -77,6 +77,12 @@ def test_confusion_matrix_is_drawn_and_closed(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_dollars_in_names_are_no_formula(tmp_path):
+    names = ["$1_vs_$5", "$\\nonsense$", "c"][: len(NAMES)]
+    report.save_confusion_matrix(tmp_path / "x.png", LABELS, PREDICTIONS, names, "title")
+    assert (tmp_path / "x.png").exists()
+
+
 def test_confusion_matrix_is_normalised_by_the_true_class(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(plt, "close", drawn.append)
