@@ -34,6 +34,7 @@ import tensorflow as tf
 from absl import flags
 
 from benchmarks import blocks
+from refilled_tf import experiment
 from refilled_tf.data import batches
 from refilled_tf.data.sources import Digits
 from refilled_tf.data.splits import SharedClasses
@@ -194,7 +195,7 @@ def _serve(pair: Pair, step: str) -> None:
     tf.config.threading.set_inter_op_parallelism_threads(FLAGS.threads)
     tf.keras.utils.set_random_seed(0)
     tf.config.experimental.enable_op_determinism()
-    strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+    strategy = experiment.make_strategy("mirrored")
     objective, size = OBJECTIVES[step], pair.image_size
     with strategy.scope():
         if objective.classifies:

@@ -27,6 +27,7 @@ from export import MODEL_NAME
 from export.trained import Trained
 from refilled_tf.data import batches
 from refilled_tf.data.task import TaskData
+from refilled_tf.errors import require
 
 QUANTIZATIONS = {
     "none": "float32 weights",
@@ -36,6 +37,7 @@ QUANTIZATIONS = {
 }
 CALIBRATION_IMAGES = 300
 LABELS = "labels.txt"
+ANTIALIASED = "ScaleAndTranslate"  # of tf.image.resize, and unknown to TFLite
 
 
 def convert(trained: Trained, quantizations: Sequence[str]) -> dict[str, bytes]:
@@ -47,6 +49,9 @@ def convert(trained: Trained, quantizations: Sequence[str]) -> dict[str, bytes]:
 
     Returns:
         The files' contents by these names.
+
+    Raises:
+        InputError: the network resizes images in a way that TFLite cannot.
     """
     function, files = _frozen(trained), {}
     for quantize in quantizations:
@@ -79,6 +84,12 @@ def _frozen(trained: Trained) -> tf.types.experimental.ConcreteFunction:
         return tf.nn.softmax(network(crop, training=False)["logits"])
 
     frozen = convert_variables_to_constants_v2(probabilities.get_concrete_function())
+    require(
+        all(op.type != ANTIALIASED for op in frozen.graph.get_operations()),
+        f"--stage={trained.stage.name} resizes its images of {options.image_size} pixels with "
+        "antialiasing, which TFLite cannot; a network that takes them as they are can be exported, "
+        "and this one by python -m export.saved_model",
+    )
 
     # Once more, since freezing forgets what the output is called.
     @tf.function(input_signature=[image_spec])

@@ -17,7 +17,7 @@ from tensorflow_serving.apis.get_model_status_pb2 import (
 from tensorflow_serving.apis.model_pb2 import ModelSpec
 from tensorflow_serving.apis.status_pb2 import StatusProto
 
-from export import server_files
+from export import MODEL_NAME, server_files
 from export.serving.errors import Code, RequestError
 from export.serving.model import Model
 from refilled_tf.errors import require
@@ -221,7 +221,9 @@ def wanted_versions(base: Path, name: str) -> tuple[set[int], dict[str, int]]:
         f"--export_dir={base} holds no version; make one with python -m export.saved_model",
     )
     models = server_files.read_models(base).model_config_list.config
-    ours = next((model for model in models if model.name == name), None)
+    by_name = {model.name: model for model in models}
+    # Exports write MODEL_NAME; another one here is but another address.
+    ours = by_name.get(name, by_name.get(MODEL_NAME))
     if ours is None:
         return {max(there)}, {}
     listed = there.intersection(ours.model_version_policy.specific.versions)

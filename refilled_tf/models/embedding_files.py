@@ -67,7 +67,8 @@ class EmbeddingFile:
         """
         raise InputError(
             f"EmbeddingFile.file={self.file} holds embeddings and no network: it can teach "
-            "(Stage.teacher) and be probed, but not be trained, fine-tuned or exported"
+            "(Stage.teacher) and be probed, but neither be trained, fine-tuned or exported nor "
+            "teach tasks of few images (trials.teacher)"
         )
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from refilled_tf.errors import InputError, require
-from refilled_tf.models.networks import resized
+from refilled_tf.models.networks import checkpointed, resized
 
 # As tf.keras.applications.imagenet_utils.preprocess_input means them: [-1, 1]; mean and standard
 # deviation of ImageNet in [0, 1]; BGR minus ImageNet's mean.
@@ -316,11 +316,14 @@ def _preprocessing_layer(
 
 
 def _synchronised(layer: tf.keras.layers.Layer) -> tf.keras.layers.Layer:
+    """Returns a layer of the same kind for training on several devices, in one or more runs."""
     if isinstance(layer, tf.keras.Model):
         return tf.keras.models.clone_model(layer, clone_function=_synchronised)
     config = layer.get_config()
     if isinstance(layer, tf.keras.layers.BatchNormalization):
         config.update(synchronized=True)
+    if isinstance(layer, tf.keras.layers.Dropout):
+        return checkpointed(type(layer).from_config(config | {"rng_type": "stateful"}))
     return type(layer).from_config(config)
 
 

@@ -167,6 +167,15 @@ def _embedding_layers(network: tf.keras.Model) -> list[tf.keras.layers.Layer]:
     return [layer for layer in network.layers if layer.weights and layer.name != "logits"]
 
 
+def checkpointed(dropout: tf.keras.layers.Dropout) -> tf.keras.layers.Dropout:
+    """Makes the random state of a dropout layer, of rng_type "stateful", part of checkpoints.
+
+    Keras keeps it out of them: a resumed run would drop what its first steps have dropped.
+    """
+    dropout.random_state = dropout._random_generator
+    return dropout
+
+
 def resized(images: tf.Tensor, size: int) -> tf.Tensor:
     """Resizes square images, bilinearly and with antialiasing; those of that size stay as they are.
 

@@ -128,7 +128,4 @@ def _drop_block(x: tf.Tensor, rate: float, size: int, name: str) -> tf.Tensor:
 
 def _dropout(kind: type, rate: float, name: str, **options) -> tf.keras.layers.Layer:
     """Returns a dropout layer whose random state is part of the network's checkpoints."""
-    layer = kind(rate, rng_type="stateful", name=name, **options)
-    # Keras keeps it out of them: a resumed run would drop what its first steps have dropped.
-    layer.random_state = layer._random_generator
-    return layer
+    return networks.checkpointed(kind(rate, rng_type="stateful", name=name, **options))

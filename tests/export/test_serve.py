@@ -39,7 +39,7 @@ from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
 from export import WARMUP, check, requests, server_files
 from export.serving.errors import RequestError
-from export.serving.manager import Manager
+from export.serving.manager import Manager, wanted_versions
 from export.serving.model import readable
 from refilled_tf.errors import InputError
 from refilled_tf.models import networks
@@ -800,6 +800,15 @@ def test_listed_versions_and_labels_are_served(version, tmp_path):
         await manager.close()
 
     asyncio.run(story())
+
+
+def test_name_in_addresses_changes_no_version_and_no_label(version, tmp_path):
+    for number in (1, 2):
+        _publish(version, tmp_path, number)
+    _labelled(tmp_path, stable=1)
+    expected = ({1}, {"stable": 1})
+    assert wanted_versions(tmp_path, "refilled") == expected
+    assert wanted_versions(tmp_path, "birds") == expected
 
 
 def test_version_whose_warm_up_fails_is_not_taken(version, tmp_path):

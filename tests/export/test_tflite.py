@@ -13,6 +13,7 @@ from collections import Counter
 import commands
 import mediapipe
 import numpy as np
+import photos
 import pytest
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
@@ -25,6 +26,7 @@ from refilled_tf.data import batches
 from refilled_tf.data.task import Examples, TaskData
 from refilled_tf.errors import InputError
 from refilled_tf.models import networks
+from refilled_tf.models.keras_files import KerasFile
 
 QUANTIZATIONS = ["none", "float16", "dynamic", "int8"]
 # By how much an image's probabilities may be off: twice what was seen of one network, .016 for
@@ -129,6 +131,14 @@ def test_network_in_mixed_precision(model, probabilities):
     content = tflite_model.convert(model._replace(network=layers), ["none"])["none"]
     _, scores = _classify(content, model.data.test.images[:20])
     np.testing.assert_allclose(scores, probabilities[:20], atol=1e-4)
+
+
+def test_network_that_resizes_with_antialiasing_is_refused(model, tmp_path):
+    """As a given teacher does, fine-tuned, whose own images are larger: here 12 to 8 pixels."""
+    teacher = KerasFile(str(photos.write_teacher(tmp_path / "teacher.keras")))
+    network = networks.classifier(teacher, model.stage.task.data.image_size, 5)
+    with pytest.raises(InputError, match=r"--stage=\w+ resizes its images .* export\.saved_model"):
+        tflite_model.convert(model._replace(network=network), ["none"])
 
 
 # What lies in them.

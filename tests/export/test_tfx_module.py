@@ -1,17 +1,27 @@
 """What TFX's Trainer would get: a stand-in for its FnArgs, digits as the pipeline's examples."""
 
+import ast
+import contextlib
 import json
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
 from types import SimpleNamespace
 
+import commands
 import numpy as np
 import pytest
 import records
 import tensorflow as tf
 import tiny
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from sklearn.datasets import load_digits
 
 from export import check, tfx_module
 from refilled_tf import experiment, training
+from refilled_tf.data.sources import ExampleFiles
 from refilled_tf.errors import InputError
 
 pytestmark = pytest.mark.slow
@@ -89,6 +99,43 @@ def _stage_facts(fn_args, name):
         return json.load(file)
 
 
+def test_demo_installs_what_is_imported():
+    """In an environment of its own, which has not all that this one has."""
+    code = "import sys, export.tfx_module; print(*(m.__file__ for m in sys.modules.values() if"
+    code += " m.__name__.startswith(('export', 'refilled_tf'))), sep='\\n')"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        **{"cwd": commands.ROOT, "capture_output": True, "text": True, "check": True},
+    )
+    known = metadata.packages_distributions()
+    ours = [line for line in run.stdout.splitlines() if line.startswith(str(commands.ROOT))]
+    names = {name for file in ours for name in _imports(Path(file))}
+    imported = {name: set(map(canonicalize_name, known[name])) for name in names & known.keys()}
+
+    lines = (commands.ROOT / "export/tfx_demo/requirements.txt").read_text().splitlines()
+    queue = [Requirement(line.split("#")[0]) for line in lines if not line.startswith("#") and line]
+    installed = set()
+    while queue:
+        requirement = queue.pop()
+        name = canonicalize_name(requirement.name)
+        if name in installed or (requirement.marker and not requirement.marker.evaluate()):
+            continue
+        installed.add(name)
+        with contextlib.suppress(metadata.PackageNotFoundError):  # TFX's own
+            queue += map(Requirement, metadata.requires(name) or ())
+    assert {"filelock", "tensorflow", "tqdm"} <= imported.keys()
+    assert [name for name, those in imported.items() if those.isdisjoint(installed)] == []
+
+
+def _imports(file):
+    """Yields the packages that a file of Python imports."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module.split(".")[0]
+
+
 def test_saved_model_answers_the_pipelines_examples(finished, digits):
     examples, labels = digits["eval"]
     served = tf.saved_model.load(finished.serving_model_dir).signatures["serving_default"]
@@ -108,7 +155,8 @@ def test_student_learnt_from_the_train_files(finished, digits):
     facts = _stage_facts(finished, "refilled")
     assert facts["training_images"] == len(digits["train"][0])
     assert facts["class_names"] == [f"digit {digit}" for digit in range(FIRST, 10)]
-    assert facts["settings"]["ExampleFiles.train"] == finished.train_files
+    files = ExampleFiles(finished.train_files, finished.eval_files)
+    assert facts["settings"]["ExampleFiles.content"] == files.content
 
 
 def test_teacher_learnt_what_the_gin_file_says(finished):
@@ -196,5 +244,5 @@ def test_other_files_in_the_same_run_are_refused(finished, folder):
         train_steps=None,
         serving_model_dir=f"{folder}/other/Format-Serving",
     )
-    with pytest.raises(InputError, match=r"ExampleFiles\.train = .* there, .* now"):
+    with pytest.raises(InputError, match=r"ExampleFiles\.content = .* there, .* now"):
         tfx_module.run_fn(other)
