@@ -48,11 +48,12 @@ def require_name(option: str, name: str) -> None:
 
 
 def require_whole(option: str, value: object, least: int = 1) -> None:
-    """Raises InputError unless the value of an option is an integer that is large enough."""
-    require(
-        isinstance(value, int) and value >= least,
-        f"{option}={value} must be a whole number of at least {least}",
-    )
+    """Raises InputError unless an option's value, or each of several, is an integer ≥ `least`."""
+    for each in value if isinstance(value, list | tuple) else (value,):
+        require(
+            isinstance(each, int) and each >= least,
+            f"{option}={each} must be a whole number of at least {least}",
+        )
 
 
 def require_positive(owner: object, *names: str) -> None:

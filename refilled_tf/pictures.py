@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from refilled_tf import experiment, storage
 from refilled_tf.data import batches
 from refilled_tf.data.task import load
 from refilled_tf.models import networks
-from refilled_tf.stage import Run, Stage, load_network
+from refilled_tf.stage import Run, Stage, load_network, read_history
 from refilled_tf.tables import Grid, Part, Table
 
 matplotlib.use("agg")
@@ -75,16 +74,6 @@ def save_accuracies(path: Path, table: Table, grid: Grid) -> None:
     if axes[0, -1].get_legend_handles_labels()[0]:
         axes[0, -1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     _save(figure, path)
-
-
-def read_history(path: Path) -> dict[str, np.ndarray]:
-    """Reads a stage's history.csv; an epoch that was trained again after a crash counts once."""
-    with path.open(encoding="utf-8", newline="") as file:
-        lines = {int(line["epoch"]): line for line in csv.DictReader(file)}
-    epochs = sorted(lines)
-    # Keras adds a column of NA for a validation that there is none of.
-    names = [name for name, value in lines[epochs[0]].items() if value != "NA"]
-    return {name: np.array([float(lines[epoch][name]) for epoch in epochs]) for name in names}
 
 
 def save_curves(
@@ -168,7 +157,9 @@ def save_embeddings(path: Path, title: str, stages: Sequence[Stage], where: Run)
         plot.set_title("Teacher" if stage in stages[-1].teachers else stage.method)
         plot.set_xticks([])
         plot.set_yticks([])
-    axes[0, -1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    legend = axes[0, -1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a "$" in a class's name is no formula
     _save(figure, path)
 
 

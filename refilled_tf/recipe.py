@@ -52,6 +52,8 @@ class Recipe:
         object.__setattr__(self, "milestones", tuple(self.milestones))
         for name in ("epochs", "cycles", "batch_size"):
             require_whole(f"Recipe.{name}", getattr(self, name))
+        if self.classes_per_batch is not None:
+            require_whole("Recipe.classes_per_batch", self.classes_per_batch)
         require_positive(self, "learning_rate", "decay_factor")
         require(
             0 <= self.embedding_rate <= 1,

@@ -14,6 +14,7 @@ FOLDER/result.json      scores and cost; written last, so it marks the stage as 
 from __future__ import annotations
 
 import contextlib
+import csv
 import dataclasses
 import functools
 import hashlib
@@ -118,20 +119,26 @@ class Stage:
             kinds["selection"] = Selection, "@Selection()"
         for option, (kind, example) in kinds.items():
             require_built(f"{self.name}/Stage.{option}", getattr(self, option), kind, example)
-        require(0 <= self.seed < 2**31, f"Stage.seed={self.seed} must lie in [0, 2³¹)")
+        require_whole("Stage.seed", self.seed, least=0)
+        require(self.seed < 2**31, f"Stage.seed={self.seed} must lie in [0, 2³¹)")
+        if self.start is not None:
+            require_built(f"{self.name}/Stage.start", self.start, Stage, "@triplet/Stage()")
         if self.selection:
             self.selection.learner.check(self.objective, self.selection.protocol.episodes.ways)
         if not self.objective.needs_teacher:
             object.__setattr__(self, "teacher", None)
             object.__setattr__(self, "teacher_cache", TeacherCache())
+        if isinstance(self.teacher, list | tuple):
+            several = tuple(self.teacher)
+            first = next(iter(several), None)
+            object.__setattr__(self, "teacher", several if len(several) > 1 else first)
+        for teacher in self.teachers:
+            require_built(f"{self.name}/Stage.teacher", teacher, Stage, "@teacher/Stage()")
         require(
             not self.objective.needs_teacher or self.teacher is not None,
             f"stage {self.name!r} has the objective {type(self.objective).__name__}, which needs "
             f"Stage.teacher",
         )
-        if isinstance(self.teacher, list | tuple):
-            several = tuple(self.teacher)
-            object.__setattr__(self, "teacher", several[0] if len(several) == 1 else several)
         names = [teacher.name for teacher in self.teachers]
         require(len(set(names)) == len(names), f"Stage.teacher names {names}: one of them twice")
         self.objective.check_teachers(len(names))
@@ -194,6 +201,8 @@ _NO_SETTINGS = (
     "Application.weights",
     "EmbeddingFile.file",
     "ImageFolder.folder",
+    "ExampleFiles.train",
+    "ExampleFiles.test",
 )
 
 # Options that are listed only where they are set, so that a folder from before there were any is
@@ -431,6 +440,16 @@ def load_network(stage: Stage, run: Run) -> tf.keras.Model:
         InputError: the stage is not finished or its file unreadable.
     """
     return _load(stage, run, "model.keras")
+
+
+def read_history(path: Path) -> dict[str, np.ndarray]:
+    """Reads a stage's history.csv; an epoch that was trained again after a crash counts once."""
+    with path.open(encoding="utf-8", newline="") as file:
+        lines = {int(line["epoch"]): line for line in csv.DictReader(file)}
+    epochs = sorted(lines)
+    # Keras adds a column of NA for a validation that there is none of.
+    names = [name for name, value in lines[epochs[0]].items() if value != "NA"]
+    return {name: np.array([float(lines[epoch][name]) for epoch in epochs]) for name in names}
 
 
 # Rows and stages ask the same again, and a large teacher takes its time.

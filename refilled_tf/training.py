@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,14 @@ from refilled_tf.losses.local import class_centers
 from refilled_tf.models import networks
 from refilled_tf.models.embedding_files import EmbeddingFile
 from refilled_tf.progress import bar_interval
-from refilled_tf.stage import Run, Stage, check_folder, load_network, outputs
+from refilled_tf.stage import (
+    Run,
+    Stage,
+    check_folder,
+    load_network,
+    outputs,
+    read_history,
+)
 
 # Steps between two checkpoints, at least: to write one takes as long as several steps of a small
 # network. Counted and not timed, so that all workers save the same epochs.
@@ -106,11 +114,17 @@ def _fit(stage: Stage, run: Run, data: TaskData) -> tuple[dict[str, tf.keras.Mod
     facts = {
         "seconds": round(float(progress.seconds.numpy()), 1),
         "epochs": total,
-        "training": progress.last_logs,
+        "training": _last_logs(run.folder(stage)) if run.is_chief else {},
     }
     if stage.selection:
         facts["selection"] = progress.best_selection
     return trained, facts
+
+
+def _last_logs(folder: Path) -> dict[str, float]:
+    """Returns the loss and its parts in the last epoch, which may be of an earlier process."""
+    history = read_history(folder / "history.csv")
+    return {name: float(values[-1]) for name, values in history.items() if name != "epoch"}
 
 
 def score(stage: Stage, run: Run, data: TaskData) -> dict[str, Any]:
@@ -295,7 +309,6 @@ class _Progress(tf.keras.callbacks.Callback):
         self._manager = tf.train.CheckpointManager(checkpoint, str(where), max_to_keep=2)
         self._unsaved_steps = 0
         self._started = time.monotonic()
-        self.last_logs: dict[str, float] = {}
 
     @property
     def finished_epochs(self) -> int:
@@ -316,7 +329,6 @@ class _Progress(tf.keras.callbacks.Callback):
         self.seconds.assign_add(now - self._started)
         self._started = now
         self._epochs.assign(epoch + 1)
-        self.last_logs = {name: float(value) for name, value in logs.items()}
         self._unsaved_steps += self._steps
         is_last = epoch + 1 == self._stage.recipe.total_epochs
         is_over = self._run.deadline is not None and now > self._run.deadline

@@ -64,10 +64,8 @@ class Trials:
             require_built(f"{self.name}: trials.{option}", getattr(self, option), kind, example)
         if not self.learner.needs_teacher:
             object.__setattr__(self, "teacher", None)
-        require(
-            not self.learner.needs_teacher or self.teacher is not None,
-            f"{self.name}: the learner {type(self.learner).__name__} needs trials.teacher",
-        )
+        else:
+            require_built(f"{self.name}: trials.teacher", self.teacher, Stage, "@resnet12/Stage()")
         self.learner.check(self.network.objective, self.test.episodes.ways)
 
     @property
@@ -91,6 +89,8 @@ class Trials:
             InputError: naming the option, layer or class at fault, or the settings that differ.
         """
         check_folder(self, run)
+        if self.teacher:
+            untrained_network(self.teacher)
         self.learner.check_network(untrained_network(self.network))
         self.test.check(self.shots, run.data_dir)
         if len(self.learner.candidates()) > 1:

@@ -12,21 +12,6 @@ from refilled_tf.experiment import Experiment
 from refilled_tf.learners.cross_entropy import CrossEntropy
 from refilled_tf.tables import Cell, Grid, Table
 
-HISTORY = """epoch,loss,val_loss
-0,4.0,NA
-1,3.0,NA
-1,2.0,NA
-2,1.0,NA
-"""
-
-
-def test_history_counts_an_epoch_once_that_was_trained_again(tmp_path):
-    """As after a crash between its line and its checkpoint."""
-    (tmp_path / "history.csv").write_text(HISTORY)
-    history = pictures.read_history(tmp_path / "history.csv")
-    assert history.keys() == {"epoch", "loss"}
-    np.testing.assert_array_equal(history["loss"], [4, 2, 1])
-
 
 def test_embeddings_shown_are_those_of_a_method_of_two_stages():
     one_stage = tiny.second(name="student", objective=CrossEntropy(), start=None)

@@ -15,12 +15,12 @@ import tiny
 
 from refilled_tf import stage, training
 from refilled_tf.data.episodes import Episodes
-from refilled_tf.data.task import Task
+from refilled_tf.data.task import Data, Task
 from refilled_tf.errors import InputError
 from refilled_tf.few_shot.base import Protocol, Selection
 from refilled_tf.few_shot.feat import Feat
 from refilled_tf.few_shot.fine_tune import FineTune
-from refilled_tf.few_shot.maml import InnerLoop
+from refilled_tf.few_shot.maml import InnerLoop, Maml
 from refilled_tf.few_shot.protonet import NearestPrototype, ProtoNet
 from refilled_tf.few_shot.refilled import Refilled
 from refilled_tf.few_shot.svm import LinearSvm
@@ -29,8 +29,10 @@ from refilled_tf.learners.fitnet import FitNet
 from refilled_tf.learners.joint import JointDistillation
 from refilled_tf.learners.local import LocalDistillation
 from refilled_tf.learners.relationship import RelationshipMatching
+from refilled_tf.learners.rkd import RelationalDistillation
 from refilled_tf.learners.vid import VariationalInformation
 from refilled_tf.models.mobilenet import MobileNet
+from refilled_tf.stage import Stage
 
 # ---- settings ----------------------------------------------------------------------------
 
@@ -138,7 +140,8 @@ def test_what_is_divided_by_is_above_zero(kind, option):
             functools.partial(JointDistillation, RelationshipMatching(), LocalDistillation()),
             "gamma",
         ),
-        (functools.partial(dataclasses.replace, tiny.DATA), "pad"),
+        (RelationalDistillation, "angle_weight"),
+        (functools.partial(Distillation, FitNet()), "cross_entropy_weight"),
     ],
 )
 def test_what_adds_is_not_negative(kind, option):
@@ -146,13 +149,76 @@ def test_what_adds_is_not_negative(kind, option):
         kind(**{option: -1})
 
 
+def test_cost_of_a_mistake_is_above_zero():
+    with pytest.raises(InputError, match=r"LinearSvm\.c=0 must be above zero"):
+        LinearSvm(c=0)
+
+
 @pytest.mark.parametrize(
-    ("kind", "option"),
-    [(FineTune, "steps"), (InnerLoop, "steps"), (InnerLoop, "group"), (LinearSvm, "c")],
+    ("spec", "option", "least"),
+    [
+        (tiny.DATA, "pad", 0),
+        (tiny.DATA, "split_seed", 0),
+        (tiny.DATA, "image_size", 1),
+        (tiny.DATA, "num_classes", 0),
+        (Task(tiny.DATA, "student"), "images_per_class", 1),
+        (tiny.teacher(), "seed", 0),
+        (tiny.RECIPE, "epochs", 1),
+        (tiny.RECIPE, "classes_per_batch", 1),
+        (tiny.teacher().teacher_cache, "views", 0),
+        (Episodes(), "ways", 2),
+        (FineTune(), "steps", 1),
+        (FineTune(), "group", 1),
+        (InnerLoop(), "steps", 1),
+        (Maml(), "inner_steps", 1),
+    ],
 )
-def test_what_is_counted_is_above_zero(kind, option):
-    with pytest.raises(InputError, match=rf"{kind.__name__}\.{option}=0 must be above zero"):
-        kind(**{option: 0})
+def test_what_is_counted_is_a_whole_number(spec, option, least):
+    for value in (least - 1, least + 0.5):
+        with pytest.raises(InputError, match=rf"\.{option}={value} must be a whole number of at l"):
+            dataclasses.replace(spec, **{option: value})
+
+
+def test_each_of_several_values_is_counted():
+    with pytest.raises(InputError, match=r"FineTune\.steps=2\.5 must be a whole number"):
+        FineTune(steps=(100, 2.5))
+
+
+@pytest.mark.parametrize(
+    ("make", "option"),
+    [
+        (lambda: tiny.second(teacher=Stage), r"second/Stage\.teacher"),
+        (lambda: tiny.second(teacher=[tiny.teacher(), Stage]), r"second/Stage\.teacher"),
+        (lambda: tiny.second(start=Stage), r"second/Stage\.start"),
+        (lambda: Task(Data, "student"), r"student\.data"),
+        (
+            lambda: JointDistillation(RelationshipMatching, LocalDistillation()),
+            r"JointDistillation\.relationship",
+        ),
+    ],
+)
+def test_class_instead_of_an_object_names_the_option(make, option):
+    """In gin @Stage instead of @Stage()."""
+    with pytest.raises(InputError, match=rf"{option} = '(Stage|Data|Rel\w+)'.*needs parentheses"):
+        make()
+
+
+def test_no_teacher_in_a_list_is_none():
+    with pytest.raises(InputError, match=r"'second'.*needs Stage\.teacher"):
+        tiny.second(teacher=[])
+
+
+@pytest.mark.parametrize("objective", [RelationshipMatching, LocalDistillation])
+def test_one_weight_for_all_teachers_is_refused(objective):
+    """Only ratios of weights count: one for all would say nothing."""
+    with pytest.raises(InputError, match=r"teacher_weights=1\.0 must be one for each teacher"):
+        objective(teacher_weights=1.0)
+
+
+def test_method_of_two_teachers_is_refused_where_one_teaches():
+    objective = Distillation(RelationshipMatching(tau_teacher=(2.0, 4.0)))
+    with pytest.raises(InputError, match=r"tau_teacher=\(2\.0, 4\.0\) must be one for each of 1 t"):
+        tiny.second(objective=objective)
 
 
 @pytest.mark.parametrize(
@@ -186,6 +252,22 @@ def test_a_worker_that_is_gone_already_fails_nobody(run, monkeypatch, error, fai
 
 
 # ---- files --------------------------------------------------------------------------------
+
+
+HISTORY = """epoch,loss,val_loss
+0,4.0,NA
+1,3.0,NA
+1,2.0,NA
+2,1.0,NA
+"""
+
+
+def test_history_counts_an_epoch_once_that_was_trained_again(tmp_path):
+    """As after a crash between its line and its checkpoint."""
+    (tmp_path / "history.csv").write_text(HISTORY)
+    history = stage.read_history(tmp_path / "history.csv")
+    assert history.keys() == {"epoch", "loss"}
+    np.testing.assert_array_equal(history["loss"], [4, 2, 1])
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"settings": 3}', ""])

@@ -15,6 +15,8 @@ from refilled_tf import config, experiment, report, trials
 from refilled_tf import stage as stages
 from refilled_tf.errors import InputError
 from refilled_tf.few_shot.svm import LinearSvm
+from refilled_tf.learners.pretrained import Pretrained
+from refilled_tf.models.embedding_files import EmbeddingFile
 
 pytestmark = pytest.mark.slow
 
@@ -188,14 +190,29 @@ def test_impossible_tasks_are_refused_before_training(params, culprit, tmp_path)
         (["Maml.ways = 2"], r"InnerLoop.*Maml\.ways=2.*Episodes\.ways=3"),
         (["maml/trials.network = @convnet/Stage()"], r"InnerLoop.*Maml.*CrossEntropy"),
         (["feat/trials.network = @convnet/Stage()"], r"AdaptedPrototypes.*Feat.*CrossEntropy"),
-        (["refilled_convnet/trials.teacher = None"], r"refilled_convnet_1.*needs trials\.teacher"),
+        (["refilled_convnet/trials.teacher = None"], r"refilled_convnet_1.*trials\.teacher = None"),
         (["trials.test = @Episodes()"], r"trials\.test.*Protocol"),
+        (
+            ["refilled_convnet/trials.teacher = (@resnet12/Stage(), @convnet/Stage())"],
+            r"refilled_convnet_1.*trials\.teacher = \(",
+        ),
+        (["protonet/Selection.learner = @Refilled()"], r"Selection\.learner=.*needs a teacher"),
     ],
 )
 def test_learner_gets_what_it_needs(params, culprit, tmp_path):
     (tmp_path / "few_shot.gin").write_text(GIN)
     with pytest.raises(InputError, match=culprit):
         config.load_experiment([tmp_path / "few_shot.gin"], params)
+
+
+def test_teacher_without_a_network_is_refused(spec, outcome, tmp_path):
+    """It knows images of a dataset, and the learner asks about augmented ones."""
+    np.savez(tmp_path / "known.npz", paths=["a"], embeddings=np.ones((1, 4), np.float32))
+    file = EmbeddingFile(str(tmp_path / "known.npz"))
+    row = next(row for row in spec.rows if row.name == "refilled_resnet12_1_shot")
+    teacher = dataclasses.replace(row.teacher, backbone=file, objective=Pretrained())
+    with pytest.raises(InputError, match=r"EmbeddingFile\.file=.*nor teach tasks of few images"):
+        dataclasses.replace(row, name="mine", teacher=teacher).check(outcome[0])
 
 
 def test_interval_by_hand():

@@ -23,8 +23,8 @@ class Views(NamedTuple):
     """Fixed augmentations of every training image, and what is known of each.
 
     Attributes:
-        numbers: [N, K, 3] float32 in [0, 1), what `augmentation` makes K views of an image by; None
-            where the only view is the centre crop, as it is scored.
+        numbers: [N, K, `random_numbers`] float32 in [0, 1), what `augmentation` makes K views of an
+            image by; None where the only view is the centre crop, as it is scored.
         outputs: by name [N, K, …] float16 or float32, maybe memory maps: what a teacher makes of
             the views.
     """
@@ -138,7 +138,8 @@ def augmentation(data: Data) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
         else:
             side = data.min_crop + (1 - data.min_crop) * numbers[:, 3:]
             corners = numbers[:, :2] * (1 - side)
-            boxes = tf.concat([corners, corners + side], axis=1)
+            # Not to the very edge: rounded, it would lie beyond the image, where all is black.
+            boxes = tf.minimum(tf.concat([corners, corners + side], axis=1), 1 - 1e-6)
             batch = tf.image.crop_and_resize(batch, boxes, tf.range(len(boxes)), (size, size))
         if data.flip:
             sides = {"flip_horizontals": numbers[:, 2:3], "flip_verticals": numbers[:, 2:3] * 0}

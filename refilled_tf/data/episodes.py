@@ -13,7 +13,7 @@ import gin
 import numpy as np
 
 from refilled_tf.data.task import Examples, Task, load, read_index, select
-from refilled_tf.errors import require
+from refilled_tf.errors import require, require_whole
 
 
 class Facts(NamedTuple):
@@ -67,8 +67,7 @@ class Episodes:
 
     def __post_init__(self):
         for name, least in (("ways", 2), ("queries", 1), ("count", 1), ("seed", 0)):
-            value = getattr(self, name)
-            require(value >= least, f"Episodes.{name}={value} must be at least {least}")
+            require_whole(f"Episodes.{name}", getattr(self, name), least)
 
     def draw(self, facts: Facts, shots: int) -> Tasks:
         """Draws the tasks.

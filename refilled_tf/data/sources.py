@@ -14,7 +14,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import gin
@@ -241,10 +241,13 @@ class ExampleFiles:
     Attributes:
         train: patterns of the files that train; files that end in .gz are compressed.
         test: patterns of the files that are scored.
+        content: hash of what the files hold, which is part of a stage's settings where their names
+            are not.
     """
 
     train: tuple[str, ...]
     test: tuple[str, ...]
+    content: str = dataclasses.field(init=False)
 
     def __post_init__(self):
         for split in ("train", "test"):
@@ -255,13 +258,17 @@ class ExampleFiles:
                 "['DIR/train-*']",
             )
             object.__setattr__(self, split, tuple(patterns))
+        files = [(split, path) for split in ("train", "test") for path in self._files(split)]
+        stats = [tf.io.gfile.stat(path) for _, path in files]
+        versions = tuple((stat.length, stat.mtime_nsec) for stat in stats)
+        object.__setattr__(self, "content", _content(tuple(files), versions))
 
     def index(self, data_dir: str | None = None) -> Index:
         """Reads labels and names, and makes keys of the images' content.
 
         Raises:
-            InputError: a pattern matches no file, a file is none of TFRecords, or a record lacks
-                a feature; a label has two names, or two labels have one.
+            InputError: a file is none of TFRecords, or a record lacks a feature; a label has two
+                names, or two labels have one.
         """
         keys, trains, labels, texts = [], [], [], {}
         for record in self._records():
@@ -305,20 +312,33 @@ class ExampleFiles:
         """Reads all files; where an image repeats in a split, its keys are numbered."""
         counts = collections.Counter()
         for split in ("train", "test"):
-            for path in _matches(f"ExampleFiles.{split}", getattr(self, split)):
+            for path in self._files(split):
                 for encoded, label, text in _read_examples(path):
                     content = f"{split}/{hashlib.sha256(encoded).hexdigest()[:16]}"
                     counts[content] += 1
                     key = f"{content}/{counts[content]}"
                     yield Record(key, split == "train", label, text, encoded)
 
+    def _files(self, split: str) -> list[str]:
+        """Returns the files that match a split's patterns, each once."""
+        paths = {pattern: tf.io.gfile.glob(pattern) for pattern in getattr(self, split)}
+        for pattern, found in paths.items():
+            require(bool(found), f"ExampleFiles.{split}: no file matches {pattern!r}")
+        return sorted(set().union(*paths.values()))
 
-def _matches(option: str, patterns: Sequence[str]) -> list[str]:
-    """Returns the files that match, each once."""
-    paths = {pattern: tf.io.gfile.glob(pattern) for pattern in patterns}
-    for pattern, found in paths.items():
-        require(bool(found), f"{option}: no file matches {pattern!r}")
-    return sorted(set().union(*paths.values()))
+
+# Gin makes an object anew wherever it is referred to; files are read when they have changed.
+@functools.lru_cache(maxsize=8)
+def _content(files: tuple[tuple[str, str], ...], versions: tuple[tuple[int, int], ...]) -> str:
+    """Returns a short hash of the bytes of (split, path) files, whatever their names and order."""
+    hashes = []
+    for split, path in files:
+        digest = hashlib.sha256()
+        with tf.io.gfile.GFile(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        hashes.append(f"{split} {digest.hexdigest()}")
+    return hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest()[:16]
 
 
 def _read_examples(path: str) -> Iterator[tuple[bytes, int, str]]:

@@ -8,6 +8,7 @@ the same on every machine.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 
 import gin
 import numpy as np
@@ -106,10 +107,12 @@ class ListedClasses:
         """Looks the listed names up in `class_names`.
 
         Raises:
-            InputError: a name is not a class of the dataset.
+            InputError: a name is not a class of the dataset, or is there twice.
         """
         ids = {name: i for i, name in enumerate(class_names)}
         listed = (self.teacher, self.student, self.validation)
+        twice = [name for names in listed for name, n in Counter(names).items() if n > 1]
+        require(not twice, f"ListedClasses names {twice[:3]} twice in one list")
         unknown = [name for names in listed for name in names if name not in ids]
         require(
             not unknown,

@@ -13,7 +13,7 @@ from absl import logging
 
 from refilled_tf.data import splits
 from refilled_tf.data.sources import Index, Source
-from refilled_tf.errors import InputError, require, require_built, require_not_negative
+from refilled_tf.errors import InputError, require, require_built, require_whole
 
 
 class Examples(NamedTuple):
@@ -80,17 +80,21 @@ class Data:
     def __post_init__(self):
         require_built("Data.source", self.source, Source, "@ImageFolder()")
         require_built("Data.class_split", self.class_split, Callable, "@RandomHalves()")
+        for name, least in (
+            ("image_size", 1), ("load_size", 1), ("view_size", 1), ("num_classes", 0),
+            ("pad", 0), ("split_seed", 0),
+        ):  # fmt: skip
+            if getattr(self, name) is not None:
+                require_whole(f"Data.{name}", getattr(self, name), least)
         require(
-            self.load_size >= self.image_size > 0,
-            f"Data.load_size={self.load_size} must be at least "
-            f"Data.image_size={self.image_size}, both positive",
+            self.load_size >= self.image_size,
+            f"Data.load_size={self.load_size} must be at least Data.image_size={self.image_size}",
         )
         require(
             self.load_size >= self.crop_size >= self.image_size,
             f"Data.view_size={self.view_size} must lie between Data.image_size={self.image_size} "
             f"and Data.load_size={self.load_size}, or be None",
         )
-        require_not_negative(self, "pad")
         require(
             self.min_crop is None or 0 < self.min_crop <= 1,
             f"Data.min_crop={self.min_crop} must lie in (0, 1], or be None for crops of one size",
@@ -131,10 +135,9 @@ class Task:
     holdout: float = 0.0
 
     def __post_init__(self):
-        require(
-            self.images_per_class is None or self.images_per_class >= 1,
-            f"{self.role}.images_per_class={self.images_per_class} must be at least 1, or None",
-        )
+        require_built(f"{self.role}.data", self.data, Data, "@Data()")
+        if self.images_per_class is not None:
+            require_whole(f"{self.role}.images_per_class", self.images_per_class)
         require(0 <= self.holdout < 1, f"{self.role}.holdout={self.holdout} must lie in [0, 1)")
 
 

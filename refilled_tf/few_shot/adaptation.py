@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from refilled_tf.data.episodes import Tasks
-from refilled_tf.errors import require_not_negative, require_positive
+from refilled_tf.errors import require_not_negative, require_whole
 from refilled_tf.few_shot.base import Learner, Networks, Pool, merge_classes
 from refilled_tf.losses.prototypes import task_cross_entropy
 from refilled_tf.models.networks import with_classifier
@@ -77,7 +77,8 @@ class Adaptation(Learner):
     group: int = 50
 
     def __post_init__(self):
-        require_positive(self, "steps", "group")
+        require_whole(f"{type(self).__name__}.steps", self.steps)
+        require_whole(f"{type(self).__name__}.group", self.group)
         require_not_negative(self, "learning_rate", "weight_decay")
 
     def check_network(self, network: tf.keras.Model) -> None:

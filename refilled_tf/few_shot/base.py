@@ -17,7 +17,7 @@ import tensorflow as tf
 from refilled_tf.data import batches, episodes
 from refilled_tf.data.episodes import Episodes, Tasks
 from refilled_tf.data.task import Examples, Task
-from refilled_tf.errors import InputError, require, require_built
+from refilled_tf.errors import InputError, require, require_built, require_whole
 from refilled_tf.learners.base import Objective
 from refilled_tf.models import networks
 
@@ -190,6 +190,16 @@ class Selection:
     protocol: Protocol
     shots: int
     learner: Learner
+
+    def __post_init__(self):
+        require_built("Selection.protocol", self.protocol, Protocol, "@validation/Protocol()")
+        require_built("Selection.learner", self.learner, Learner, "@NearestPrototype()")
+        require_whole("Selection.shots", self.shots)
+        require(
+            not self.learner.needs_teacher,
+            f"Selection.learner={self.learner} needs a teacher, which a stage under training has "
+            "not; take another, such as @NearestPrototype()",
+        )
 
     def check(self, network: tf.keras.Model, data_dir: str | None) -> None:
         """Refuses impossible tasks, and a learner that is several or cannot use the network."""

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from refilled_tf.data.episodes import Tasks
-from refilled_tf.errors import require, require_not_negative, require_positive
+from refilled_tf.errors import require, require_not_negative, require_whole
 from refilled_tf.few_shot.adaptation import descend, gradient, groups
 from refilled_tf.few_shot.base import Learner, Networks, Pool, merge_classes, require_objective
 from refilled_tf.few_shot.episodic import EpisodicObjective
@@ -42,7 +42,7 @@ class Maml(EpisodicObjective):
 
     def __post_init__(self):
         super().__post_init__()
-        require_positive(self, "inner_steps")
+        require_whole("Maml.inner_steps", self.inner_steps)
         require_not_negative(self, "inner_rate")
 
     def head(self, embedding_size: int) -> tf.keras.Model:
@@ -94,7 +94,8 @@ class InnerLoop(Learner):
     group: int = 20
 
     def __post_init__(self):
-        require_positive(self, "steps", "group")
+        require_whole("InnerLoop.steps", self.steps)
+        require_whole("InnerLoop.group", self.group)
         require_not_negative(self, "learning_rate")
 
     def check(self, objective: Objective, ways: int) -> None:

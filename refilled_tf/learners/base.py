@@ -148,7 +148,7 @@ def take_each(objective: Objective) -> None:
             may be None; both become tuples where they are several.
 
     Raises:
-        InputError: naming the option that is not above zero.
+        InputError: naming the option that is not above zero, or not of each teacher.
     """
     for name in OF_EACH_TEACHER:
         value = getattr(objective, name)
@@ -156,6 +156,12 @@ def take_each(objective: Objective) -> None:
             object.__setattr__(objective, name, tuple(value))
         if value is not None:
             require_positive(objective, name)
+    weights = objective.teacher_weights
+    require(
+        weights is None or isinstance(weights, tuple),
+        f"{type(objective).__name__}.teacher_weights={weights} must be one for each teacher, such "
+        "as (2.0, 1.0), or None for equal ones",
+    )
 
 
 def check_each(objective: Objective, count: int) -> None:

@@ -40,7 +40,7 @@ class Distillation(Objective):
             f"Distillation.method={self.method!r} must be an objective for embeddings or features, "
             "such as @FitNet()",
         )
-        require_not_negative(self, "kd_weight")
+        require_not_negative(self, "cross_entropy_weight", "kd_weight")
         require(
             self.method is not None or self.kd_weight > 0,
             "Distillation distils nothing: set Distillation.method or kd_weight",
@@ -67,6 +67,12 @@ class Distillation(Objective):
     def adapter(self, student: Shapes, teacher: Shapes) -> tf.keras.Model | None:
         """As the method says."""
         return self.method.adapter(student, teacher) if self.method else None
+
+    def check_teachers(self, count: int) -> None:
+        """Takes one, and what the method has of each must be of one."""
+        super().check_teachers(count)
+        if self.method:
+            self.method.check_teachers(count)
 
     def __call__(self, batch: GlobalBatch) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """Returns the weighted sum, its bare terms and the batch's accuracy."""

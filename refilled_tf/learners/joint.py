@@ -8,7 +8,7 @@ from typing import ClassVar
 import gin
 import tensorflow as tf
 
-from refilled_tf.errors import require_not_negative
+from refilled_tf.errors import require_built, require_not_negative
 from refilled_tf.learners.base import GlobalBatch, Objective
 from refilled_tf.learners.local import LocalDistillation
 from refilled_tf.learners.relationship import RelationshipMatching
@@ -33,6 +33,9 @@ class JointDistillation(Objective):
     gamma: float = 0.1
 
     def __post_init__(self):
+        for name, kind in (("relationship", RelationshipMatching), ("local", LocalDistillation)):
+            option = f"JointDistillation.{name}"
+            require_built(option, getattr(self, name), kind, f"@{kind.__name__}()")
         require_not_negative(self, "gamma")
 
     @property

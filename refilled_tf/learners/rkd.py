@@ -8,6 +8,7 @@ from typing import ClassVar
 import gin
 import tensorflow as tf
 
+from refilled_tf.errors import require_not_negative
 from refilled_tf.learners.base import GlobalBatch, Objective
 from refilled_tf.losses.rkd import rkd_angle, rkd_distance
 
@@ -28,6 +29,9 @@ class RelationalDistillation(Objective):
 
     distance_weight: float = 25.0
     angle_weight: float = 50.0
+
+    def __post_init__(self):
+        require_not_negative(self, "distance_weight", "angle_weight")
 
     def __call__(self, batch: GlobalBatch) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """Returns the weighted sum and its two bare parts."""

@@ -168,6 +168,15 @@ def test_crops_of_varied_size_are_resized_windows():
         np.testing.assert_allclose(crop[..., 1], expected, atol=1e-3)
 
 
+@pytest.mark.parametrize(("load_size", "image_size"), [(92, 84), (96, 48), (100, 96)])
+def test_the_whole_image_as_a_crop_has_no_black_edge(load_size, image_size):
+    data = _data(image_size, load_size, flip=False, min_crop=1.0)
+    white = np.full((2, load_size, load_size, 3), 255, np.uint8)
+    numbers = np.random.default_rng(0).random((2, 4), np.float32)
+    crops = augmentation(data)(tf.constant(white), tf.constant(numbers))
+    np.testing.assert_allclose(crops, 255, rtol=1e-5)
+
+
 def test_crops_of_varied_size_differ_from_step_to_step():
     data = _data(image_size=8, load_size=16, min_crop=0.5)
     images, _ = _collect(training_batches(_examples(4, 16), data, np.tile(np.arange(4), (3, 1)), 0))

@@ -122,7 +122,8 @@ def test_hundreds_of_tasks_are_drawn_quickly():
     [("ways", 1, 2), ("queries", 0, 1), ("count", 0, 1), ("seed", -1, 0)],
 )
 def test_bad_option_is_named(option, value, least):
-    with pytest.raises(InputError, match=rf"Episodes\.{option}={value} must be at least {least}"):
+    wanted = rf"Episodes\.{option}={value} must be a whole number of at least {least}"
+    with pytest.raises(InputError, match=wanted):
         Episodes(**{option: value})
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import records
+import tiny
 
 from refilled_tf import config
 from refilled_tf.data.sources import ExampleFiles
@@ -74,6 +77,23 @@ def test_keys_depend_on_the_images_alone(folder, tmp_path):
     records.write(tmp_path / "elsewhere/all", reversed(everything))
     other = ExampleFiles([f"{tmp_path}/elsewhere/*"], [f"{folder}/test-0.gz"])
     assert _facts(other.index()) == _facts(_source(folder).index())
+
+
+def test_content_tells_images_apart_and_not_names(folder, tmp_path_factory):
+    before = _source(folder)
+    elsewhere = shutil.copytree(folder, tmp_path_factory.mktemp("moved") / "files")
+    (elsewhere / "train-1").rename(elsewhere / "train-9")
+    moved = _source(elsewhere)
+    assert moved.content == before.content
+    assert _stage(moved).digest() == _stage(before).digest()
+    records.write(folder / "train-1", [_example(4, 44)])
+    assert _source(folder).content != before.content
+    assert _stage(_source(folder)).digest() != _stage(before).digest()
+
+
+def _stage(source):
+    data = Data(source, SharedClasses(), image_size=SIZE, load_size=SIZE)
+    return tiny.teacher(task=student(data))
 
 
 def test_patterns_that_overlap_read_a_file_once(folder):

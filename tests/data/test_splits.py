@@ -180,6 +180,12 @@ def test_listed_class_that_does_not_exist_is_named():
         listed(("a", "b", "c"))
 
 
+def test_class_listed_twice_is_named():
+    listed = splits.ListedClasses(teacher=("a", "b"), student=("c", "c", "d"))
+    with pytest.raises(InputError, match=r"ListedClasses names \['c'\] twice"):
+        listed(("a", "b", "c", "d"))
+
+
 def test_overlap_is_refused_by_name():
     split = splits.ListedClasses(("a", "b"), ("b", "c"))(("a", "b", "c"))
     with pytest.raises(InputError, match="both have b;"):
