@@ -65,8 +65,8 @@ def main(argv: list[str]) -> None:
     base = distill_config.gin_text(opening, settings, lengths, FLAGS.gin_param)
     chosen = []
     if FLAGS.tune:
-        # Now and not after hours of trials, and not in work_dir, which may hold what they chose.
-        prepare(config.load_text(base, FLAGS.gin_param), output / "tuning", FLAGS.data_dir)
+        if not gin_file.exists():  # else the trials are over, and work_dir is of what they chose
+            prepare(config.load_text(base, FLAGS.gin_param), work_dir, FLAGS.data_dir)
         trials = tuning.run(
             base, FLAGS.width, output / "tuning", FLAGS.tune, FLAGS.data_dir, command
         )
