@@ -11,8 +11,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import tensorflow as tf
-
 from export import trained, versions
 from refilled_tf import config, experiment, storage
 from refilled_tf.data.task import read_index, select
@@ -48,10 +46,8 @@ def run_fn(fn_args: Any) -> None:
         f"fn_args.serving_model_dir={serving} holds something already; it must be new or empty",
     )
     spec = _load(fn_args)
-    if spec.deterministic:
-        tf.config.experimental.enable_op_determinism()
     where = Run(work_dir, spec.data_dir, experiment.make_strategy(spec.strategy))
-    experiment.check(spec, where)
+    experiment.prepare(spec, where)
     storage.write_text(work_dir / config.OPERATIVE, config.operative_config())
     experiment.run(spec, where, [fn_args.custom_config["gin_file"]], f"{__name__}.run_fn")
     versions.save(trained.load(work_dir, None, None), serving)

@@ -113,6 +113,17 @@ def check(experiment: Experiment, where: Run) -> None:
             row.check(where)
 
 
+def prepare(experiment: Experiment, where: Run) -> None:
+    """Refuses what cannot be trained, as `check` does, and makes operations reproducible.
+
+    Raises:
+        InputError: see `check`.
+    """
+    if experiment.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    check(experiment, where)
+
+
 def run(
     experiment: Experiment, where: Run, gin_files: Sequence[str], command: str
 ) -> dict[str, Any]:

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import tensorflow as tf
-
 from refilled_tf import config, experiment, storage
 from refilled_tf.errors import require
 from refilled_tf.experiment import Experiment
@@ -44,7 +42,7 @@ def launch(
 
 
 def prepare(spec: Experiment, work_dir: Path, data_dir: str | None) -> Run:
-    """Refuses what cannot be trained, before anything is, and makes operations reproducible.
+    """Finds a place for an experiment, and prepares it.
 
     Args:
         spec: the experiment.
@@ -55,15 +53,13 @@ def prepare(spec: Experiment, work_dir: Path, data_dir: str | None) -> Run:
         Where to run it.
 
     Raises:
-        InputError: as `check_work_dir` and `experiment.check` say.
+        InputError: as `check_work_dir` and `experiment.prepare` say.
     """
     check_work_dir(work_dir)
-    if spec.deterministic:
-        tf.config.experimental.enable_op_determinism()
     where = Run(work_dir, data_dir or spec.data_dir, experiment.make_strategy(spec.strategy))
     if where.is_chief:  # the only worker that writes
         storage.require_writable("--work_dir", work_dir)
-    experiment.check(spec, where)
+    experiment.prepare(spec, where)
     return where
 
 

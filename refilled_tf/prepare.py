@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 from absl import flags
 
 from refilled_tf.data import mini_imagenet  # noqa: F401  # makes it known to TFDS
+from refilled_tf.data.sources import UNKNOWN_DATASET
 from refilled_tf.entry import run_main
 from refilled_tf.errors import InputError, require
 
@@ -43,8 +44,7 @@ def prepare(dataset: str, data_dir: str | None, manual_dir: str | None) -> str:
     )
     try:
         builder = tfds.builder(dataset, data_dir=data_dir)
-    except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
-        # The latter two for a config or version that there is none of.
+    except UNKNOWN_DATASET as error:
         raise InputError(f"--dataset={dataset}: TensorFlow Datasets knows none such") from error
     settings = tfds.download.DownloadConfig(manual_dir=manual_dir)
     try:

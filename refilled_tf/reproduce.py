@@ -23,7 +23,7 @@ from refilled_tf import config, experiment, figure1, pages, pictures, storage, t
 from refilled_tf.entry import command_line, run_main
 from refilled_tf.errors import InputError, OutOfTimeError, require
 from refilled_tf.forecast import Forecast
-from refilled_tf.stage import Run
+from refilled_tf.stage import Run, Stage
 
 FLAGS = flags.FLAGS
 
@@ -48,15 +48,19 @@ def main(argv: list[str]) -> None:
     plans = [plan_table(name, where) for name in FLAGS.table]
     figure = None if FLAGS.figure is None else plan_figure(where)
     if FLAGS.dry_run:
-        for plan in (*plans, figure) if figure else plans:
-            print(f"{plan.heading}\n\n{Forecast(plan.where, plan.minutes).table(plan.specs)}\n")
+        for plan in plans:
+            forecast = Forecast(plan.where, plan.table.minutes).table(plan.specs)
+            print(f"{plan.table.title}: {len(plan.parts)} experiments\n\n{forecast}\n")
+        if figure:
+            teacher, where = figure
+            print(f"Figure 1\n\n{Forecast(where).table([(teacher, 1)])}\n")
         return
     storage.write_json(work_dir / MARK, FLAGS.scale)
     command, failed = command_line("refilled_tf.reproduce"), []
     for plan in plans:
         failed += reproduce_table(plan, command)
     if figure:
-        failed += reproduce_figure(figure)
+        failed += reproduce_figure(*figure)
     print(f"Report   {pages.write_report(work_dir)}")
     require(not failed, f"{len(failed)} stages failed, see above: {', '.join(failed)}")
 
@@ -110,27 +114,26 @@ def check_work_dir(work_dir: Path, scale: str) -> None:
 
 
 class Plan(NamedTuple):
-    """What there is to do for a table, or for a figure.
+    """What there is to do for a table.
 
     Attributes:
-        heading: says what it is.
-        specs: what has to be finished, parents first, and how many experiments share each.
-        where: with the experiments' data_dir.
-        minutes: that stages take, by their names.
-        name: of the table's folder.
-        table: what it compares; None for a figure.
-        parts: the table's experiments.
+        name: of its folder.
+        table: what it compares.
+        parts: its experiments.
         settings: of these, by the files and params they are made of, as gin text.
+        where: with the experiments' data_dir.
     """
 
-    heading: str
-    specs: list[tuple[experiment.Row, int]]
+    name: str
+    table: tables.Table
+    parts: Sequence[tables.Part]
+    settings: Mapping[str, str]
     where: Run
-    minutes: Mapping[str, float] = {}
-    name: str = ""
-    table: tables.Table | None = None
-    parts: Sequence[tables.Part] = ()
-    settings: Mapping[str, str] = {}
+
+    @property
+    def specs(self) -> list[tuple[experiment.Row, int]]:
+        """What has to be finished, parents first, and how many experiments share each."""
+        return tables.unique(self.parts, self.where)
 
 
 def plan_table(name: str, where: Run) -> Plan:
@@ -150,9 +153,7 @@ def plan_table(name: str, where: Run) -> Plan:
 
     parts = tables.parts(table, FLAGS.seeds or table.seeds, load)
     where = placed(name, [part.experiment for part in parts], where)
-    heading = f"{table.title}: {len(parts)} experiments"
-    specs = tables.unique(parts, where)
-    return Plan(heading, specs, where, table.minutes, stem, table, parts, settings)
+    return Plan(stem, table, parts, settings, where)
 
 
 def placed(name: str, specs: Sequence[experiment.Experiment], where: Run) -> Run:
@@ -165,7 +166,7 @@ def placed(name: str, specs: Sequence[experiment.Experiment], where: Run) -> Run
 
     Raises:
         InputError: two want different folders of datasets, one wants several machines, or as
-            `experiment.check` says.
+            `experiment.prepare` says.
     """
     folders = {spec.data_dir for spec in specs}
     require(
@@ -180,7 +181,7 @@ def placed(name: str, specs: Sequence[experiment.Experiment], where: Run) -> Run
     where = dataclasses.replace(where, data_dir=FLAGS.data_dir or folders.pop())
     if not FLAGS.collect and not FLAGS.dry_run:
         for spec in specs:
-            prepare(spec, where)
+            experiment.prepare(spec, where)
     return where
 
 
@@ -190,7 +191,7 @@ def reproduce_table(plan: Plan, command: str) -> list[str]:
     Returns:
         The names of stages that failed.
     """
-    table, parts, where, stem = plan.table, plan.parts, plan.where, plan.name
+    stem, table, parts, settings, where = plan
     failed = []
     if not FLAGS.collect:
         failed = finish_all([spec for spec, _ in plan.specs], where)
@@ -207,16 +208,9 @@ def reproduce_table(plan: Plan, command: str) -> list[str]:
     folder = where.work_dir / stem
     storage.write_text(folder / f"{stem}.csv", tables.as_csv(grid))
     pictures.save_all(folder, table, grid, parts, where)
-    pages.write_table(folder, facts, grid, plan.settings)
+    pages.write_table(folder, facts, grid, settings)
     print(f"Table    {folder / stem}.md, .csv, .html")
     return failed
-
-
-def prepare(spec: experiment.Experiment, where: Run) -> None:
-    """Refuses what cannot be trained, as `train` does, and makes operations reproducible."""
-    if spec.deterministic:
-        tf.config.experimental.enable_op_determinism()
-    experiment.check(spec, where)
 
 
 def finish_all(specs: Sequence[experiment.Row], where: Run) -> list[str]:
@@ -285,20 +279,26 @@ def _try(spec: experiment.Row, failed: list[str], where: Run) -> bool:
     return True
 
 
-def plan_figure(where: Run) -> Plan:
-    """Builds the teacher of Figure 1, and refuses what cannot be trained."""
+def plan_figure(where: Run) -> tuple[Stage, Run]:
+    """Builds the teacher of Figure 1, and refuses what cannot be trained.
+
+    Returns:
+        The teacher, and where to train it.
+
+    Raises:
+        InputError: as `placed` says.
+    """
     spec = config.load_experiment([FIGURE[FLAGS.scale]])
     teacher = next(each for each in spec.stages() if each.name == "teacher")
-    return Plan("Figure 1", [(teacher, 1)], placed("Figure 1", [spec], where))
+    return teacher, placed("Figure 1", [spec], where)
 
 
-def reproduce_figure(plan: Plan) -> list[str]:
+def reproduce_figure(teacher: Stage, where: Run) -> list[str]:
     """Trains the teacher of Figure 1 and draws the figure.
 
     Returns:
         The names of stages that failed.
     """
-    where, ((teacher, _),) = plan.where, plan.specs
     failed = []
     if not FLAGS.collect:
         failed = finish_all([teacher], where)

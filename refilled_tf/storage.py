@@ -8,7 +8,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from refilled_tf.errors import InputError, require
 
@@ -41,6 +41,12 @@ def require_writable(option: str, folder: Path) -> None:
         existing.is_dir() and os.access(existing, os.W_OK),
         f"{option}={folder}: {existing} is not a folder that can be written",
     )
+
+
+def blocks(file: BinaryIO) -> Iterator[bytes]:
+    """Yields what an open file holds, a megabyte at a time."""
+    while block := file.read(1 << 20):
+        yield block
 
 
 def write_text(path: Path, text: str) -> None:

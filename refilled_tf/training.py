@@ -28,14 +28,7 @@ from refilled_tf.losses.local import class_centers
 from refilled_tf.models import networks
 from refilled_tf.models.embedding_files import EmbeddingFile
 from refilled_tf.progress import bar_interval
-from refilled_tf.stage import (
-    Run,
-    Stage,
-    check_folder,
-    load_network,
-    outputs,
-    read_history,
-)
+from refilled_tf.stage import Run, Stage, check_folder, load_network, outputs, read_history
 
 # Steps between two checkpoints, at least: to write one takes as long as several steps of a small
 # network. Counted and not timed, so that all workers save the same epochs.

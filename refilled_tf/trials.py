@@ -65,6 +65,10 @@ class Trials:
         if not self.learner.needs_teacher:
             object.__setattr__(self, "teacher", None)
         else:
+            require(
+                self.teacher is not None,
+                f"{self.name}: the learner {type(self.learner).__name__} needs trials.teacher",
+            )
             require_built(f"{self.name}: trials.teacher", self.teacher, Stage, "@resnet12/Stage()")
         self.learner.check(self.network.objective, self.test.episodes.ways)
 

@@ -23,10 +23,15 @@ import sklearn.datasets
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from refilled_tf import storage
+
 # Importing it makes the dataset known to TFDS.
 from refilled_tf.data import mini_imagenet  # noqa: F401
 from refilled_tf.errors import InputError, require
 from refilled_tf.quiet import muted
+
+# What TFDS raises for a name that it does not know; the latter two for its config or version.
+UNKNOWN_DATASET = (tfds.core.DatasetNotFoundError, ValueError, AssertionError)
 
 
 class Index(NamedTuple):
@@ -179,8 +184,7 @@ class TfdsSource:
             with muted(logging.WARNING):
                 builder = tfds.builder(self.name, data_dir=data_dir)
                 prepared = builder.is_prepared()
-        except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
-            # The latter two for a config or version that there is none of.
+        except UNKNOWN_DATASET as error:
             raise InputError(
                 f"TfdsSource.name={self.name!r} is not a dataset that TensorFlow Datasets knows"
             ) from error
@@ -335,7 +339,7 @@ def _content(files: tuple[tuple[str, str], ...], versions: tuple[tuple[int, int]
     for split, path in files:
         digest = hashlib.sha256()
         with tf.io.gfile.GFile(path, "rb") as file:
-            while block := file.read(1 << 20):
+            for block in storage.blocks(file):
                 digest.update(block)
         hashes.append(f"{split} {digest.hexdigest()}")
     return hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest()[:16]

@@ -19,6 +19,7 @@ import gin
 import numpy as np
 import tensorflow as tf
 
+from refilled_tf import storage
 from refilled_tf.errors import InputError, require
 from refilled_tf.models.networks import checkpointed, resized
 
@@ -191,7 +192,7 @@ def _hash(root: Path, files: tuple[Path, ...], stats: tuple[tuple[int, int], ...
     for file in files:
         digest.update(os.fsencode(file.relative_to(root)))
         with file.open("rb") as content:
-            while block := content.read(1 << 20):
+            for block in storage.blocks(content):
                 digest.update(block)
     return digest.hexdigest()[:16]
 

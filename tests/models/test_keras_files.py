@@ -102,16 +102,17 @@ def test_images_of_another_size_are_resized(tmp_path, size):
 
 def test_wrapped_network_is_saved_and_copied_whole(tmp_path):
     spec = KerasFile(_saved(tmp_path, _network()), preprocessing="caffe")
-    network = networks.embedding_network(spec, 20)
-    expected = network(_images(20))["embedding"]
+    # Of other sizes some outputs are next to zero, where rounding is a large share of them.
+    network = networks.embedding_network(spec, 24)
+    expected = network(_images(24))["embedding"]
     network.save(tmp_path / "wrapped.keras")
     loaded = tf.keras.models.load_model(tmp_path / "wrapped.keras", compile=False)
-    np.testing.assert_allclose(loaded(_images(20))["embedding"], expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(loaded(_images(24))["embedding"], expected, rtol=1e-5)
     student = networks.classifier(spec, 8, 3)  # another size, as a fine-tuned teacher may have
     student.set_weights([np.zeros_like(w) for w in student.get_weights()])
     networks.copy_embedding_weights(loaded, student)
     fresh = networks.embedding_network(spec, 8)(_images(8))["embedding"]
-    np.testing.assert_allclose(student(_images(8))["embedding"], fresh, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(student(_images(8))["embedding"], fresh, rtol=1e-5)
 
 
 def test_batch_norm_is_synchronised_and_preprocessing_frozen(tmp_path):
