@@ -24,6 +24,8 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{uuid.uuid4().hex}-{path.name}")
     try:
         yield temporary
+        with temporary.open("r+b") as file:
+            os.fsync(file.fileno())  # or a power cut might leave the name without the content
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from refilled_tf import storage
@@ -45,6 +47,16 @@ def test_new_content_appears_only_at_the_end(tmp_path):
         assert temporary.parent == path.parent
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_content_is_on_disk_before_the_name(tmp_path, monkeypatch):
+    """Or a power cut in between leaves an empty result.json, which marks a stage as finished."""
+    order = []
+    sync, rename = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: order.append("content") or sync(fd))
+    monkeypatch.setattr(os, "replace", lambda *names: order.append("name") or rename(*names))
+    storage.write_json(tmp_path / "result.json", 1)
+    assert order == ["content", "name"]
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path):

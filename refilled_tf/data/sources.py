@@ -224,9 +224,19 @@ class TfdsSource:
 
 
 class Record(NamedTuple):
-    """An image of `ExampleFiles`, still encoded; `text` is its class's name, or empty."""
+    """An image of `ExampleFiles`, still encoded.
+
+    Attributes:
+        key: identifies it.
+        content: hash of `encoded`; the same of copies.
+        trains: whether it is in a file that trains.
+        label: number of its class.
+        text: its class's name, or empty.
+        encoded: the JPEG or PNG.
+    """
 
     key: str
+    content: str
     trains: bool
     label: int
     text: str
@@ -272,10 +282,12 @@ class ExampleFiles:
 
         Raises:
             InputError: a file is none of TFRecords, or a record lacks a feature; a label has two
-                names, or two labels have one.
+                names, or two labels have one; an image is in both train and test.
         """
         keys, trains, labels, texts = [], [], [], {}
+        contents = {True: set(), False: set()}
         for record in self._records():
+            contents[record.trains].add(record.content)
             keys.append(record.key)
             trains.append(record.trains)
             labels.append(record.label)
@@ -286,6 +298,12 @@ class ExampleFiles:
                     f"ExampleFiles: label {record.label} has two names in image/class/text: "
                     f"{known!r} and {record.text!r}",
                 )
+        crossing = contents[True] & contents[False]
+        require(
+            not crossing,
+            f"ExampleFiles: {len(crossing)} image(s) are in files of both train and test, which "
+            "makes the test too easy; each image may be in one of them",
+        )
         classes, labels = np.unique(labels, return_inverse=True)
         names = tuple(texts.get(label, str(label)) for label in classes.tolist())
         repeated = [name for name, count in collections.Counter(names).items() if count > 1]
@@ -318,10 +336,10 @@ class ExampleFiles:
         for split in ("train", "test"):
             for path in self._files(split):
                 for encoded, label, text in _read_examples(path):
-                    content = f"{split}/{hashlib.sha256(encoded).hexdigest()[:16]}"
-                    counts[content] += 1
-                    key = f"{content}/{counts[content]}"
-                    yield Record(key, split == "train", label, text, encoded)
+                    content = hashlib.sha256(encoded).hexdigest()[:16]
+                    counts[split, content] += 1
+                    key = f"{split}/{content}/{counts[split, content]}"
+                    yield Record(key, content, split == "train", label, text, encoded)
 
     def _files(self, split: str) -> list[str]:
         """Returns the files that match a split's patterns, each once."""

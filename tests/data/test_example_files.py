@@ -110,6 +110,13 @@ def test_image_that_repeats_counts_as_often(folder):
     assert (images[:, 0, 0, 0] == 40).sum() == 3
 
 
+@pytest.mark.parametrize("label", [1, 4])  # under its own label, and under another one
+def test_image_in_train_and_test_is_refused(folder, label):
+    records.write(folder / "train-2", [_example(label, 12), _example(7, 73)])
+    with pytest.raises(InputError, match=r"ExampleFiles: 1 image\(s\) are in files of both"):
+        _source(folder).index()
+
+
 def test_task_takes_all_classes_and_the_files_split(folder):
     data = load(student(Data(_source(folder), SharedClasses(), image_size=SIZE, load_size=SIZE)))
     assert data.class_names == ("ash", "chêne", "7")
