@@ -45,6 +45,15 @@ def test_pool_asks_a_network_once(monkeypatch):
     assert pool.embeddings(network) is first
 
 
+@pytest.fixture
+def only_own_garbage():
+    """Garbage collection passes over what other tests have left, which takes it half a minute."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("only_own_garbage")
 def test_pool_keeps_networks_apart():
     pool, answers, asked = pool_of(1, 16), [], []
     for seed in range(2):
