@@ -57,8 +57,9 @@ It knows the classes below and no others: an image of anything else gets one of 
 - `classes` are the names of the most probable classes, best first, `scores` their probabilities;
   `probabilities` are those of all classes in the order of `assets/{vocabulary}`; `embedding` has
   length 1.
-- `image_bytes` are JPEG or PNG files of up to 33 megapixels; `examples` and `inputs` are serialized
-  `tf.Example`s with such a file as their feature `image/encoded`; `images` are in [0, 255].
+- `image_bytes` are upright JPEG or PNG files (EXIF does not turn them) of up to 33 megapixels;
+  `examples` and `inputs` are serialized `tf.Example`s with such a file as their feature
+  `image/encoded`; `images` are in [0, 255].
 - Files are resized to {load_size}×{load_size} whatever their proportions, and the centre of
   {size}×{size} is taken: the same as when the accuracy above was measured.
 - `classify` answers TF Serving's Classify calls, the other signatures Predict calls.

@@ -35,6 +35,7 @@ def main(argv: list[str]) -> None:
     """Exports the stage that the flags name."""
     require(len(argv) == 1, f"unexpected argument {argv[1:]}; every option is a --flag")
     base = Path(FLAGS.export_dir)
+    versions.check_base(base)
     model = trained.load(Path(FLAGS.work_dir), FLAGS.stage, FLAGS.data_dir, FLAGS.task)
     version = versions.publish(model, base)
     print(f"{model.stage.name} ({model.stage.method}) is exported to {version}")

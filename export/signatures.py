@@ -43,15 +43,15 @@ from pathlib import Path
 import tensorflow as tf
 
 from refilled_tf.data.batches import center_crop
-from refilled_tf.data.sources import decode_image
+from refilled_tf.data.sources import PNG, decode_image
 from refilled_tf.data.task import Data
 from refilled_tf.losses.local import class_centers
 
 TOP = 5
 VOCABULARY = "classes.txt"
 MAX_PIXELS = 2**25  # of one image: 100 MB once it is decoded
-# Of a PNG: signature, length and type of the first chunk. Width and height follow.
-PNG_HEAD = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+# With length and type of the first chunk. Width and height follow.
+PNG_HEAD = PNG + b"\0\0\0\rIHDR"
 
 Functions = dict[str, tf.types.experimental.ConcreteFunction]
 

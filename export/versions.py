@@ -11,7 +11,8 @@ from pathlib import Path
 
 from export import check, model_card, requests, server_files, signatures
 from export.trained import Trained
-from refilled_tf.errors import InputError, require
+from refilled_tf import storage
+from refilled_tf.errors import InputError
 
 
 def publish(trained: Trained, base: Path) -> Path:
@@ -25,9 +26,10 @@ def publish(trained: Trained, base: Path) -> Path:
         The version's folder.
 
     Raises:
-        InputError: `base` cannot be written, or the export fails its check; then no version is
+        InputError: as `check_base` says, or the export fails its own check; then no version is
             added.
     """
+    check_base(base)
     older = existing(base)
     # The Unix time, and yet the highest number: two exports may fall into the same second.
     version = max([int(time.time()), *(number + 1 for number in older)])
@@ -35,6 +37,17 @@ def publish(trained: Trained, base: Path) -> Path:
     save(trained, base / str(version))
     server_files.write(base, models)
     return base / str(version)
+
+
+def check_base(base: Path) -> None:
+    """Refuses a folder that no version can be added to.
+
+    Raises:
+        InputError: it cannot be written, or its models.config cannot be read.
+    """
+    for folder in (base, base / server_files.FOLDER):
+        storage.require_writable("--export_dir", folder)
+    server_files.read_models(base)
 
 
 def save(trained: Trained, folder: Path) -> None:
@@ -57,12 +70,7 @@ def save(trained: Trained, folder: Path) -> None:
 
 
 def existing(base: Path) -> list[int]:
-    """Returns the versions in a folder, which may be missing.
-
-    Raises:
-        InputError: `base` is not a folder.
-    """
-    require(not base.exists() or base.is_dir(), f"--export_dir={base} is not a folder")
+    """Returns the versions in a folder, which may be missing."""
     there = base.iterdir() if base.exists() else ()
     return sorted(int(path.name) for path in there if path.name.isdecimal())
 

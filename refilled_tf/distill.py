@@ -53,6 +53,8 @@ def main(argv: list[str]) -> None:
         FLAGS.image_size,
     )
     flags_of_train = [f"--gin_file={gin_file}", f"--work_dir={work_dir}"]
+    if FLAGS.data_dir:
+        flags_of_train.append(f"--data_dir={FLAGS.data_dir}")
     opening = [
         shlex.join(["python", "-m", "refilled_tf.train", *flags_of_train]),
         f"Written by {command}",
@@ -63,10 +65,15 @@ def main(argv: list[str]) -> None:
     in_trials = len(tuning.training_rows(task, FLAGS.data_dir)) if FLAGS.tune else images
     lengths = distill_config.schedule(images, in_trials, FLAGS.quick)
     base = distill_config.gin_text(opening, settings, lengths, FLAGS.gin_param)
+    spec = config.load_text(base, FLAGS.gin_param)
+    require(
+        any(each.objective.classifies and each.task.role == "student" for each in spec.stages()),
+        "Experiment.rows has no classifier of the student's to export, such as @refilled/Stage()",
+    )
     chosen = []
     if FLAGS.tune:
         if not gin_file.exists():  # else the trials are over, and work_dir is of what they chose
-            prepare(config.load_text(base, FLAGS.gin_param), work_dir, FLAGS.data_dir)
+            prepare(spec, work_dir, FLAGS.data_dir)
         trials = tuning.run(
             base, FLAGS.width, output / "tuning", FLAGS.tune, FLAGS.data_dir, command
         )

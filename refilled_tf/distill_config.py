@@ -109,8 +109,16 @@ def settings(task: Task, teacher: teachers.Teacher, width: float, image_size: in
         f"Data.train_fraction = {task.data.train_fraction}",
         *(f"Data.{name} = {value}" for name, value in sizes(teacher, image_size).items()),
         *teachers.gin_lines(teacher),
+        *_fine_tune_lines(teacher),
         f"student/MobileNet.width = {width}",
     ]
+
+
+def _fine_tune_lines(teacher: teachers.Teacher) -> list[str]:
+    """Lets the row @fine_tune/Stage() be asked for, where the teacher has a network to train."""
+    if isinstance(teacher, teachers.EmbeddingFile):
+        return []
+    return [f"fine_tune/Stage.backbone = @teacher/{type(teacher).__name__}()"]
 
 
 def gin_text(

@@ -1,7 +1,8 @@
 """Scores stages again from disk: python -m refilled_tf.evaluate --work_dir=runs/quickstart.
 
 Reads the operative config that the training left in its work_dir, so nothing else is needed.
---split=train scores the training images, un-augmented: far above the test images is overfitting.
+--split=train scores classifiers on the training images, un-augmented: far above the test images is
+overfitting.
 Prints per-class accuracy and draws a confusion matrix for every classifier.
 """
 
@@ -24,7 +25,9 @@ flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS datasets; TFDS's 
 flags.DEFINE_enum(
     "split", "test", ["train", "test"], "Training images, or those that results are of."
 )
-flags.DEFINE_multi_string("stage", [], "Stages to score; all finished ones if unset.")
+flags.DEFINE_multi_string(
+    "stage", [], "Stages to score; all finished ones, of --split=train all classifiers, if unset."
+)
 
 
 def main(argv: list[str]) -> None:
@@ -44,14 +47,18 @@ def main(argv: list[str]) -> None:
             "trained weights that a task must adapt first",
         )
     scorable = {n: each for n, each in known.items() if each.objective.runs_alone}
-    finished = [name for name, each in scorable.items() if where.is_finished(each)]
+    finished = [
+        name
+        for name, each in scorable.items()
+        if where.is_finished(each) and (each.objective.classifies or FLAGS.split == "test")
+    ]
     chosen = FLAGS.stage or finished
-    require(bool(chosen), f"{work_dir} has no finished stage")
+    require(bool(chosen), f"{work_dir} has no finished stage that --split={FLAGS.split} can score")
     for name in chosen:
         require(
             known[name].objective.classifies or FLAGS.split == "test",
             f"--split={FLAGS.split}: {name} is an embedding, whose training images are what test "
-            "images are compared with; name classifiers by --stage",
+            "images are compared with; leave --stage out, or name classifiers",
         )
     for name in chosen:
         evaluate(known[name], where, FLAGS.split)

@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from refilled_tf import stage as stages
 from refilled_tf import storage, training
+from refilled_tf.data.task import Task, load
 from refilled_tf.errors import require, require_built
 from refilled_tf.probe_row import Probe
 from refilled_tf.stage import Run, Stage
@@ -104,13 +105,26 @@ def check(experiment: Experiment, where: Run) -> None:
     """Refuses what cannot be trained before anything is trained or written.
 
     Raises:
-        InputError: see `stage.check`.
+        InputError: see `stage.check` and, of what is not finished, `data.task.load`.
     """
     for stage in experiment.stages():
         stages.check(stage, where)
     for row in experiment.rows:
         if isinstance(row, Trials | Probe):
             row.check(where)
+    # Last, as nothing else takes as long.
+    left = (spec for spec in experiment.specs() if not where.is_finished(spec))
+    for task in dict.fromkeys(itertools.chain.from_iterable(map(_tasks, left))):
+        load(task, where.data_dir)
+
+
+def _tasks(spec: Row) -> list[Task]:
+    """Returns the tasks whose images a stage or row reads itself."""
+    if isinstance(spec, Trials):
+        chooses = len(spec.learner.candidates()) > 1
+        return [spec.test.task, *([spec.validation.task] if chooses else [])]
+    selection = getattr(spec, "selection", None)
+    return [spec.task, *([selection.protocol.task] if selection else [])]
 
 
 def prepare(experiment: Experiment, where: Run) -> None:

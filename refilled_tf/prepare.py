@@ -10,6 +10,7 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 from absl import flags
 
+from refilled_tf import storage
 from refilled_tf.data import mini_imagenet  # noqa: F401  # makes it known to TFDS
 from refilled_tf.data.sources import UNKNOWN_DATASET
 from refilled_tf.entry import run_main
@@ -36,12 +37,15 @@ def prepare(dataset: str, data_dir: str | None, manual_dir: str | None) -> str:
         The folder in which it is.
 
     Raises:
-        InputError: TFDS knows no such dataset, or what is at hand is incomplete.
+        InputError: TFDS knows no such dataset, what is at hand is incomplete, or a download or the
+            disk fails.
     """
     require(
         manual_dir is None or Path(manual_dir).is_dir(),
         f"--manual_dir={manual_dir} is not a folder",
     )
+    if data_dir is not None:
+        storage.require_writable("--data_dir", Path(data_dir))
     try:
         builder = tfds.builder(dataset, data_dir=data_dir)
     except UNKNOWN_DATASET as error:
@@ -49,8 +53,9 @@ def prepare(dataset: str, data_dir: str | None, manual_dir: str | None) -> str:
     settings = tfds.download.DownloadConfig(manual_dir=manual_dir)
     try:
         builder.download_and_prepare(download_config=settings)
-    except (FileNotFoundError, ValueError, AssertionError) as error:
-        # TFDS asserts that there is a folder where one is wanted.
+    except (OSError, ValueError, AssertionError, tfds.download.DownloadError) as error:
+        # TFDS asserts that there is a folder where one is wanted; without a network, requests
+        # raises kinds of OSError.
         raise InputError(f"--dataset={dataset}: {' '.join(str(error).split())}") from error
     return str(builder.data_path)
 

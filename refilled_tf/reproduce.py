@@ -41,7 +41,8 @@ def main(argv: list[str]) -> None:
     )
     work_dir = Path(FLAGS.work_dir or f"runs/reproduce_{FLAGS.scale}")
     check_work_dir(work_dir, FLAGS.scale)
-    deadline = time.monotonic() + 60 * FLAGS.max_minutes if FLAGS.max_minutes else None
+    limit = FLAGS.max_minutes
+    deadline = None if limit is None else time.monotonic() + 60 * limit
     strategy = experiment.make_strategy("mirrored")
     where = Run(work_dir, FLAGS.data_dir, strategy, pooled=True, deadline=deadline)
     # All of them, before the first trains for hours.

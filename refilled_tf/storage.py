@@ -33,7 +33,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def nearest_existing(place: Path) -> Path:
     """Returns a place, or the nearest above it that is there."""
-    return next(path for path in (place, *place.parents) if path.exists())
+    # Path.exists raises where a folder above may not be entered.
+    return next(path for path in (place, *place.parents) if os.path.exists(path))
 
 
 def require_writable(option: str, folder: Path) -> None:

@@ -32,15 +32,21 @@ def main(argv: list[str]) -> None:
     if where.is_chief:
         print(f"\n{report.table(results['rows'])}\n")
         print(f"Results  {work_dir / 'results.json'}")
-        if any("shots" in row for row in results["rows"]):
+        few_shot = any("shots" in row for row in results["rows"])
+        if few_shot:
             report.save_shots_picture(work_dir / "shots.png", results["rows"])
             print(f"Picture  {work_dir / 'shots.png'}")
         print(f"Models   {work_dir / 'stages' / '*' / 'model.keras'}")
-        folder = shlex.quote(str(work_dir))
-        print(f"Curves   tensorboard --logdir {folder}")
-        print(f"Scores   python -m refilled_tf.evaluate --work_dir={folder}")
-        print(f"Serve    python -m export.saved_model --work_dir={folder} --export_dir=exports")
-        print(f"Phone    python -m export.tflite --work_dir={folder} --output_dir=exports/tflite")
+        print(f"Curves   tensorboard --logdir {shlex.quote(str(work_dir))}")
+        options = [f"--work_dir={work_dir}"]
+        if FLAGS.data_dir:
+            options.append(f"--data_dir={FLAGS.data_dir}")
+        print(f"Scores   python -m refilled_tf.evaluate {shlex.join(options)}")
+        if few_shot:
+            options.append("--stage=ROW")  # each is another network
+        options = shlex.join(options)
+        print(f"Serve    python -m export.saved_model {options} --export_dir=exports")
+        print(f"Phone    python -m export.tflite {options} --output_dir=exports/tflite")
 
 
 if __name__ == "__main__":

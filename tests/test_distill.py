@@ -50,7 +50,7 @@ def given(tmp_path_factory):
 def done(given, tmp_path_factory):
     """The finished command and its output."""
     output = tmp_path_factory.mktemp("distilled") / "output"
-    run = _distill(*given, output, "--tune=2")
+    run = _distill(*given, output, "--tune=2", "--data_dir=unused")
     assert run.returncode == 0, run.stderr
     return run, output
 
@@ -78,9 +78,18 @@ def test_gin_file_is_what_was_trained(done):
     assert spec == config.load_work_dir(output / "training")
     first = (output / "distill.gin").read_text().splitlines()[0]
     assert f"refilled_tf.train --gin_file={output}/distill.gin" in first
+    assert first.endswith(" --data_dir=unused")
     data = next(stage for stage in spec.stages() if stage.name == "refilled").task.data
     # The teacher's 12 pixels are cut out of 12·8/7.
     assert (data.image_size, data.view_size, data.load_size) == (8, 12, 14)
+
+
+def test_teacher_can_be_fine_tuned_by_a_row_more(done):
+    _, output = done
+    row = "Experiment.rows = [@fine_tune/Stage()]"
+    *_, stage = config.load_experiment([output / "distill.gin"], [row]).stages()
+    assert stage.name == "fine_tune"
+    assert stage.backbone == config.load_work_dir(output / "training").stages()[0].backbone
 
 
 def test_trials_are_kept_and_the_best_is_trained(done):
@@ -294,6 +303,18 @@ def test_setting_that_is_unknown_or_of_no_effect_leaves_no_file(given, tmp_path)
         text = distill_config.gin_text((), _settings(given), {}, [param])
         with pytest.raises(InputError, match=r"length|has no effect"):
             distill.write_gin_file(path, text, [param], tmp_path / "training")
+    assert not list(tmp_path.iterdir())
+
+
+def test_rows_without_a_classifier_are_refused_before_training(given, tmp_path):
+    images, teacher = given
+    run = commands.run(
+        "refilled_tf.distill",
+        *(f"--images={images}", f"--teacher={teacher}", f"--output={tmp_path}"),
+        "--gin_param=Experiment.rows = [@teacher_1nn/Probe()]",
+    )
+    assert run.returncode == 1
+    assert "error: Experiment.rows has no classifier of the student's to export" in run.stderr
     assert not list(tmp_path.iterdir())
 
 

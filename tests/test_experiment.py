@@ -6,10 +6,12 @@ import dataclasses
 import json
 import shutil
 
+import photos
 import pytest
 import tiny
 
-from refilled_tf import experiment, training
+from refilled_tf import experiment, storage, training
+from refilled_tf.data.image_folder import ImageFolder
 from refilled_tf.data.task import Task
 from refilled_tf.errors import InputError
 from refilled_tf.experiment import Experiment
@@ -44,6 +46,22 @@ def outcome(tmp_path_factory):
 def test_shared_parents_are_trained_once(outcome):
     # Parents stand before their children; the probe trains nothing of its own.
     assert outcome[2] == ["teacher", "first", "vanilla", "second"]
+
+
+def test_image_that_cannot_be_decoded_is_seen_before_the_teacher_trains(tmp_path):
+    """Here one of the student's; once all is finished, nobody asks for it any more."""
+    folder = photos.write_folder(tmp_path / "photos", range(4), count=40)
+    tiny.truncate(next((folder / "3").iterdir()))
+    data = dataclasses.replace(tiny.DATA, source=ImageFolder(str(folder)))
+    stages = [tiny.teacher(task=Task(data, "teacher"))]
+    stages.append(tiny.second(task=Task(data, "student"), teacher=stages[0], start=None))
+    spec, run = Experiment((stages[1],)), tiny.run_in(tmp_path / "work")
+    with pytest.raises(InputError, match=r"1 image\(s\) cannot be decoded: 3/"):
+        experiment.check(spec, run)
+    assert not (tmp_path / "work").exists()
+    for stage in stages:
+        storage.write_json(run.folder(stage) / "result.json", {})
+    experiment.check(spec, run)
 
 
 def test_stages_lists_each_once():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import commands
 import numpy as np
 import pytest
+import requests
 import tensorflow_datasets as tfds
 from PIL import Image
 
@@ -61,6 +62,25 @@ def test_missing_manual_files_are_asked_for(tmp_path):
 def test_unknown_dataset_is_named(dataset, tmp_path):
     with pytest.raises(InputError, match=f"--dataset={dataset}"):
         prepare.prepare(dataset, str(tmp_path), None)
+
+
+def test_data_dir_that_is_a_file(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"--data_dir=.*file is not a folder that can be written"):
+        prepare.prepare("mini_imagenet", str(tmp_path / "file"), None)
+
+
+@pytest.mark.parametrize(
+    "error", [requests.exceptions.ProxyError("no way out"), tfds.download.DownloadError("404")]
+)
+def test_download_that_fails_is_one_line(error, tmp_path, monkeypatch):
+    class Builder:
+        def download_and_prepare(self, download_config):
+            raise error
+
+    monkeypatch.setattr(tfds, "builder", lambda *args, **kwargs: Builder())
+    with pytest.raises(InputError, match=f"--dataset=cifar100: {error}"):
+        prepare.prepare("cifar100", str(tmp_path), None)
 
 
 def test_manual_dir_must_be_a_folder(tmp_path):

@@ -69,6 +69,22 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_folder_that_may_not_be_entered_is_the_nearest(tmp_path):
+    """Or one above, that may not be entered either."""
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    root = os.geteuid() == 0
+    try:
+        if root:  # who may enter everything
+            os.seteuid(65534)
+        nearest = storage.nearest_existing(closed / "new/folder")
+    finally:
+        if root:
+            os.seteuid(0)
+        closed.chmod(0o700)
+    assert nearest in (closed, *closed.parents)
+
+
 @pytest.mark.parametrize("content", [None, "", '{"a": ', "\xff"])
 def test_unreadable_json_is_named(tmp_path, content):
     path = tmp_path / "result.json"

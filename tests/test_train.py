@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -197,7 +198,8 @@ def trained(tmp_path_factory):
     """Returns the folder of a run and the finished process."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "tiny.gin").write_text(tiny.GIN + "student.images_per_class = 20\n")
-    done = _command("train", "--gin_file=tiny.gin", "--work_dir=work", cwd=folder)
+    flags = ("--gin_file=tiny.gin", "--data_dir=data", "--work_dir=work")
+    done = _command("train", *flags, cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder, done
 
@@ -209,7 +211,9 @@ def test_run_prints_the_table_and_leaves_results(trained):
     for row in results["rows"]:
         assert f"{100 * row['accuracy']:.2f}" in done.stdout
     assert results["experiment"] == ["tiny.gin"]
-    assert results["command"].endswith(" -m refilled_tf.train --gin_file=tiny.gin --work_dir=work")
+    command = " -m refilled_tf.train --gin_file=tiny.gin --data_dir=data --work_dir=work"
+    assert results["command"].endswith(command)
+    assert "python -m refilled_tf.evaluate --work_dir=work --data_dir=data\n" in done.stdout
     assert results["replicas"] == 1
     assert set(results["versions"]) == {"tensorflow", "keras-cv"}
     assert (folder / "work" / config.OPERATIVE).is_file()
@@ -246,16 +250,22 @@ def test_evaluate(trained):
 
 def test_evaluate_training_images(trained):
     folder, _ = trained
-    done = _command("evaluate", "--work_dir=work", "--stage=refilled", "--split=train", cwd=folder)
+    done = _command("evaluate", "--work_dir=work", "--split=train", cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert "100 training images" in done.stdout  # 5 classes × 20 images
-    counts = [line.split()[1].split("/") for line in done.stdout.splitlines() if "%  " in line]
+    scored = re.findall(r"^== (\w+): .*?, (\d+) training images$", done.stdout, re.M)
+    # All classifiers; 5 classes × 20 images, the teacher's 5 with all of theirs.
+    assert [name for name, _ in scored] == ["student", "teacher", "refilled"]
+    assert {name: count for name, count in scored if name != "teacher"} == dict.fromkeys(
+        ("student", "refilled"), "100"
+    )
+    _, last = done.stdout.split("== refilled")
+    counts = [line.split()[1].split("/") for line in last.splitlines() if "%  " in line]
     right, total = np.array(counts, int).sum(axis=0)
     assert total == 100
-    assert f"accuracy {100 * right / total:.2f}\n" in done.stdout
+    assert f"accuracy {100 * right / total:.2f}\n" in last
     assert (folder / "work" / "stages" / "refilled" / "confusion_train.png").exists()
-    err = _error_of(_command("evaluate", "--work_dir=work", "--split=train", cwd=folder))
-    assert "triplet is an embedding" in err
+    flags = ("--work_dir=work", "--stage=triplet", "--split=train")
+    assert "triplet is an embedding" in _error_of(_command("evaluate", *flags, cwd=folder))
     err = _error_of(_command("evaluate", "--work_dir=work", "refilled", cwd=folder))
     assert "unexpected argument ['refilled']" in err
 

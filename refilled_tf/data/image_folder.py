@@ -193,6 +193,8 @@ def _survey(root: Path) -> Survey:
                     (files if is_image else others).append((split, file))
             else:
                 others.append((split, path))
+    for _, file in files:
+        _require_utf8(root, file)
     listing = tuple(
         (split, file.relative_to(root).as_posix(), file.stat().st_size, file.stat().st_mtime_ns)
         for split, file in files
@@ -211,6 +213,15 @@ def _survey(root: Path) -> Survey:
     return Survey(
         _examined(root, listing), tuple(file.relative_to(root).as_posix() for _, file in others)
     )
+
+
+def _require_utf8(root: Path, file: Path) -> None:
+    """Refuses a path that could not be written into a report or an export."""
+    try:
+        str(file).encode()
+    except UnicodeEncodeError as error:
+        name = os.fsencode(file.relative_to(root))
+        raise InputError(f"ImageFolder.folder={root}: {name!r} is not UTF-8; rename it") from error
 
 
 def _split_folders(root: Path) -> list[tuple[str, Path]]:

@@ -30,6 +30,7 @@ from refilled_tf.data import mini_imagenet  # noqa: F401
 from refilled_tf.errors import InputError, require
 from refilled_tf.quiet import muted
 
+PNG = b"\x89PNG\r\n\x1a\n"  # what such a file begins with
 # What TFDS raises for a name that it does not know; the latter two for its config or version.
 UNKNOWN_DATASET = (tfds.core.DatasetNotFoundError, ValueError, AssertionError)
 
@@ -398,8 +399,8 @@ def _collect(dataset: tf.data.Dataset, count: int, size: int) -> tuple[np.ndarra
 def decode_image(encoded: tf.Tensor, box: tf.Tensor | None, size: int) -> tf.Tensor:
     """Decodes a JPEG or PNG, crops it to a box and resizes it.
 
-    Of a JPEG only the box is decoded. Sides are resized independently (the object fills the
-    square), with antialiasing.
+    What is transparent lies on white. Of a JPEG only the box is decoded. Sides are resized
+    independently (the object fills the square), with antialiasing.
 
     Args:
         encoded: scalar string.
@@ -410,17 +411,33 @@ def decode_image(encoded: tf.Tensor, box: tf.Tensor | None, size: int) -> tf.Ten
         [size, size, 3] uint8.
     """
     if box is None:
-        image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+        image = _decoded(encoded)
     else:
         image = tf.cond(
             tf.io.is_jpeg(encoded),
             lambda: tf.io.decode_and_crop_jpeg(
                 encoded, _window(tf.io.extract_jpeg_shape(encoded), box), channels=3
             ),
-            lambda: _crop(tf.io.decode_image(encoded, 3, expand_animations=False), box),
+            lambda: _crop(_decoded(encoded), box),
         )
     image.set_shape([None, None, 3])
     return to_square(image, size)
+
+
+def _decoded(encoded: tf.Tensor) -> tf.Tensor:
+    """Decodes an image to [H, W, 3] uint8; of a PNG, what is transparent lies on white."""
+
+    def on_white():
+        pixels = tf.io.decode_png(encoded, channels=4)
+        # In 16 bits, which 255² fits: an image may have megapixels.
+        color, alpha = (tf.cast(part, tf.uint16) for part in tf.split(pixels, [3, 1], axis=-1))
+        return tf.cast((color * alpha + 255 * (255 - alpha) + 127) // 255, tf.uint8)
+
+    return tf.cond(
+        tf.strings.substr(encoded, 0, len(PNG)) == PNG,
+        on_white,
+        lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False),
+    )
 
 
 def to_square(image: tf.Tensor, size: int) -> tf.Tensor:

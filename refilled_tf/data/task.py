@@ -225,6 +225,8 @@ def select(task: Task, index: Index) -> Selection:
         )
         train, test = train[kept], train[~kept]
     names = tuple(index.class_names[c] for c in classes)
+    broken = [name for name in names if name.splitlines() != [name]]
+    require(not broken, f"the name of class {broken[:1]} is not a single line; rename the class")
     for what, rows in (("training", train), ("validation" if task.holdout else "test", test)):
         empty = np.setdiff1d(classes, index.labels[rows])
         short = [f"{index.class_names[c]!r} ({np.sum(index.labels == c)} images)" for c in empty]

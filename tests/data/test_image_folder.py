@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 
 import numpy as np
@@ -143,6 +144,19 @@ def test_ordinary_images_are_those_that_exports_see(kind, mode, options):
     served = tf.io.decode_image(encoded, 3, expand_animations=False).numpy().astype(int)
     # Both call a libjpeg; the cosine transform of one is rounded otherwise than the other's.
     assert np.abs(decode(encoded) - served).max() <= (4 if kind == "JPEG" else 0)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_images_are_those_that_exports_see(mode):
+    image = _photo("RGBA").resize((16, 16))
+    image.putalpha(Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)))
+    image = image.convert(mode)
+    options = {"transparency": image.getpixel((0, 0))} if mode == "P" else {}
+    encoded = _encoded(image, "PNG", **options)
+    assert (decode(encoded)[0, 0] == 255).all()
+    served = decode_image(encoded, None, 16).numpy().astype(int)
+    # Pillow blends in whole numbers too, but with fewer bits.
+    assert np.abs(decode(encoded) - served).max() <= 1
 
 
 def test_resizing_is_that_of_exports(flat):
@@ -325,3 +339,11 @@ def test_class_lost_by_skipping_is_named(flat):
 def test_unknown_choice_is_refused(flat):
     with pytest.raises(InputError, match=r"on_crossing='maybe' must be 'error' or 'train'"):
         ImageFolder(str(flat), on_crossing="maybe")
+
+
+def test_path_that_is_not_utf8_is_named(flat):
+    """As a zip or a disk of a Latin-1 system leaves it."""
+    os.mkdir(os.fsencode(flat) + b"/M\xf6we")
+    (flat / os.fsdecode(b"M\xf6we") / "1.png").write_bytes((flat / "cat/00.png").read_bytes())
+    with pytest.raises(InputError, match=r"b'M\\xf6we/1\.png' is not UTF-8; rename it"):
+        ImageFolder(str(flat))

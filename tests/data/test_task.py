@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 
 import gin
@@ -51,6 +52,14 @@ def test_own_split_is_kept_without_train_fraction():
     train, test = _keys(index, selection)
     assert train == {f"{c}-{i:02d}" for c in (2, 3) for i in range(5)}
     assert test == {f"{c}-{i:02d}" for c in (2, 3) for i in range(5, 10)}
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\r", ""])
+def test_class_name_that_is_no_line_is_refused(name):
+    """Exports list the classes in a file, one a line."""
+    index = _index()._replace(class_names=("a", "b", "c", name))
+    with pytest.raises(InputError, match=re.escape(f"class [{name!r}] is not a single line")):
+        select(Task(DIGITS, "student"), index)
 
 
 @pytest.mark.parametrize("role", ["teacher", "student"])

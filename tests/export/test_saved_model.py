@@ -125,13 +125,14 @@ def test_images_of_any_size_and_channels_answer_together(shape, served, model):
     random = np.random.default_rng(0)
     pixels = random.integers(0, 256, (*shape, 3))
     grey = np.repeat(pixels[..., :1], 3, axis=-1)
-    alpha = np.concatenate([pixels, random.integers(0, 256, (*shape, 1))], axis=-1)
+    alpha = random.integers(0, 256, (*shape, 1))
+    on_white = np.rint((pixels * alpha + 255 * (255 - alpha)) / 255)
     jpeg = tf.io.encode_jpeg(pixels.astype(np.uint8)).numpy()
     # Left what is sent, right the same colours as the plainest file that has them.
     pairs = [
         (_png(pixels), _png(pixels)),
         (_png(grey[..., :1]), _png(grey)),
-        (_png(alpha), _png(pixels)),
+        (_png(np.concatenate([pixels, alpha], axis=-1)), _png(on_white)),
         (jpeg, _png(tf.io.decode_jpeg(jpeg, channels=3).numpy())),
     ]
     reply = _ask(served["serving_bytes"], image_bytes=[sent for sent, _ in pairs])
@@ -513,8 +514,16 @@ def test_models_config_that_is_none_is_not_overwritten(model, tmp_path, unchecke
 
 def test_export_dir_below_a_file(model, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(InputError, match="is not a folder that can be written"):
         versions.publish(model, tmp_path / "file/base")
+
+
+def test_what_a_server_is_told_must_have_its_folder(model, tmp_path, unchecked):
+    """Before a version is there that no server would be told of."""
+    (tmp_path / "server").touch()
+    with pytest.raises(InputError, match="server is not a folder that can be written"):
+        versions.publish(model, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["server"]
 
 
 def test_command_ends_with_one_line_on_bad_input(work_dir, tmp_path):
@@ -523,4 +532,6 @@ def test_command_ends_with_one_line_on_bad_input(work_dir, tmp_path):
         "export.saved_model", f"--work_dir={work_dir}", f"--export_dir={tmp_path / 'file'}"
     )
     assert run.returncode == 1
-    assert run.stderr == f"error: --export_dir={tmp_path / 'file'} is not a folder\n"
+    file = tmp_path / "file"
+    message = f"error: --export_dir={file}: {file} is not a folder that can be written\n"
+    assert run.stderr == message
