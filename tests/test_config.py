@@ -193,6 +193,13 @@ def test_few_shot_is_the_papers_protocol():
         episodes = row.test.episodes
         assert (episodes.ways, episodes.queries, episodes.count) == (5, 15, 600)
         assert (row.test.task.role, row.validation.task.role) == ("student", "validation")
+        # The whole network is among what validation chooses from; its first layer with weights.
+        if row.method in (
+            "Fine-Tune",
+            "REFILLED, ResNet-12 teacher",
+            "REFILLED, ConvNet-4 teacher",
+        ):
+            assert {each.first for each in row.learner.candidates()} >= {"logits", "block1_conv"}
     split = experiment.rows[0].test.task.data.class_split
     parts = (split.teacher, split.validation, split.student)
     assert [len(part) for part in parts] == [64, 16, 20]

@@ -48,7 +48,10 @@ InnerLoop.group = 4
 FineTune.steps = 5
 FineTune.group = 4
 FineTune.first = ('logits', 'block4_conv')
+FineTune.learning_rate = 0.1
 Refilled.steps = 5
 Refilled.group = 4
+Refilled.first = 'logits'
+Refilled.learning_rate = 0.1
 Refilled.weight = (0.0, 1.0)
 """

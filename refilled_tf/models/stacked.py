@@ -113,19 +113,14 @@ def _batch_norm(
     batch_statistics: bool,
 ) -> tf.Tensor:
     if batch_statistics:
-        # In sums and products: the fused operation's gradient has a wrong gradient of its own.
         mean, variance = tf.nn.moments(x, axes=(0, 1, 2))
-        scale = weights[0] * tf.math.rsqrt(variance + layer.epsilon)
-        return x * scale + (weights[1] - mean * scale)
-    y, *_ = tf.compat.v1.nn.fused_batch_norm(
-        x,
-        *weights,
-        layer.moving_mean,
-        layer.moving_variance,
-        layer.epsilon,
-        is_training=False,
-    )
-    return y
+    else:
+        mean, variance = layer.moving_mean, layer.moving_variance
+    # In sums and products. The fused operation's gradient has a wrong gradient of its own, and with
+    # running statistics GPUs have no reproducible one, which TensorFlow refuses where it is told to
+    # be deterministic.
+    scale = weights[0] * tf.math.rsqrt(variance + layer.epsilon)
+    return x * scale + (weights[1] - mean * scale)
 
 
 def _without_weights(

@@ -81,6 +81,23 @@ def test_gradients_are_those_of_the_networks():
             np.testing.assert_allclose(ours[task], theirs, rtol=0, atol=tolerance)
 
 
+def test_no_gradient_is_one_that_gpus_cannot_repeat():
+    """TensorFlow's GPU kernel of FusedBatchNormGrad is not deterministic with running statistics.
+
+    With `tf.config.experimental.enable_op_determinism`, which experiments turn on, it raises.
+    """
+    chain = Chain([_network()])
+
+    @tf.function
+    def gradients(*weights):
+        return tf.gradients(tf.reduce_sum(chain(list(weights), tf.constant(INPUTS))), weights)
+
+    graph = gradients.get_concrete_function(*chain.stacked(TASKS)).graph
+    kinds = {operation.type for operation in graph.get_operations()}
+    assert "Conv2DBackpropFilter" in kinds
+    assert not {kind for kind in kinds if kind.startswith("FusedBatchNorm")}
+
+
 def test_chain_from_a_layer_on_takes_what_comes_to_that_layer():
     network = _network()
     below = tf.keras.Model(network.input, network.get_layer("block3_conv").input)
