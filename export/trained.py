@@ -155,6 +155,11 @@ def learn(row: Trials, number: int, where: Run) -> Trained:
     return Trained(stage, network, data, result, config.operative_config())
 
 
+def of_student(known: Sequence[Stage]) -> list[Stage]:
+    """Returns the classifiers of the student's task, one of which is exported unless another is."""
+    return [s for s in known if s.objective.classifies and s.task.role == "student"]
+
+
 def choose_stage(
     known: Sequence[Stage],
     finished: Collection[str],
@@ -177,9 +182,8 @@ def choose_stage(
     Raises:
         InputError: there is no such stage, or it is unfinished, or an embedding network.
     """
-    ready = [stage for stage in known if stage.objective.classifies and stage.name in finished]
     if name is None:
-        ready = [stage for stage in ready if stage.task.role == "student"]
+        ready = [stage for stage in of_student(known) if stage.name in finished]
         require(bool(ready), "no classifier of the student's task is finished yet; train one first")
         return next((stage for stage in ready if stage.name == PREFERRED), ready[-1])
     by_name = {stage.name: stage for stage in known}
@@ -187,6 +191,7 @@ def choose_stage(
         name in by_name,
         f"--stage={name} is not a stage here; there are {', '.join([*by_name, *others])}",
     )
+    ready = [stage for stage in known if stage.objective.classifies and stage.name in finished]
     choices = f"finished classifiers here: {', '.join(s.name for s in ready) or 'none'}"
     require(
         by_name[name].objective.classifies,

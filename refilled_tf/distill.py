@@ -67,7 +67,7 @@ def main(argv: list[str]) -> None:
     base = distill_config.gin_text(opening, settings, lengths, FLAGS.gin_param)
     spec = config.load_text(base, FLAGS.gin_param)
     require(
-        any(each.objective.classifies and each.task.role == "student" for each in spec.stages()),
+        bool(trained.of_student(spec.stages())),
         "Experiment.rows has no classifier of the student's to export, such as @refilled/Stage()",
     )
     chosen = []

@@ -46,20 +46,19 @@ def main(argv: list[str]) -> None:
             f"--stage={name} cannot be scored alone: {type(known[name].objective).__name__} has "
             "trained weights that a task must adapt first",
         )
-    scorable = {n: each for n, each in known.items() if each.objective.runs_alone}
-    finished = [
-        name
-        for name, each in scorable.items()
-        if where.is_finished(each) and (each.objective.classifies or FLAGS.split == "test")
-    ]
-    chosen = FLAGS.stage or finished
-    require(bool(chosen), f"{work_dir} has no finished stage that --split={FLAGS.split} can score")
-    for name in chosen:
         require(
             known[name].objective.classifies or FLAGS.split == "test",
             f"--split={FLAGS.split}: {name} is an embedding, whose training images are what test "
             "images are compared with; leave --stage out, or name classifiers",
         )
+    chosen = FLAGS.stage or [
+        name
+        for name, each in known.items()
+        if where.is_finished(each)
+        and each.objective.runs_alone
+        and (each.objective.classifies or FLAGS.split == "test")
+    ]
+    require(bool(chosen), f"{work_dir} has no finished stage that --split={FLAGS.split} can score")
     for name in chosen:
         evaluate(known[name], where, FLAGS.split)
 

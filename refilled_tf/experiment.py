@@ -113,18 +113,17 @@ def check(experiment: Experiment, where: Run) -> None:
         if isinstance(row, Trials | Probe):
             row.check(where)
     # Last, as nothing else takes as long.
-    left = (spec for spec in experiment.specs() if not where.is_finished(spec))
-    for task in dict.fromkeys(itertools.chain.from_iterable(map(_tasks, left))):
-        load(task, where.data_dir)
+    for spec in experiment.specs():
+        if not where.is_finished(spec):
+            for task in spec.tasks:
+                _decode(task, where.data_dir)
 
 
-def _tasks(spec: Row) -> list[Task]:
-    """Returns the tasks whose images a stage or row reads itself."""
-    if isinstance(spec, Trials):
-        chooses = len(spec.learner.candidates()) > 1
-        return [spec.test.task, *([spec.validation.task] if chooses else [])]
-    selection = getattr(spec, "selection", None)
-    return [spec.task, *([selection.protocol.task] if selection else [])]
+# Experiments of a table share tasks, more of them than `load` keeps.
+@functools.cache
+def _decode(task: Task, data_dir: str | None) -> None:
+    """Refuses a task with images that cannot be decoded, once for the whole process."""
+    load(task, data_dir)
 
 
 def prepare(experiment: Experiment, where: Run) -> None:

@@ -72,7 +72,7 @@ def check_work_dir(work_dir: Path) -> None:
     existing = storage.nearest_existing(work_dir)
     require(existing.is_dir(), f"--work_dir={work_dir}: {existing} is not a folder")
     require(
-        not work_dir.is_dir()
+        existing != work_dir
         or not any(work_dir.iterdir())
         or (work_dir / config.OPERATIVE).is_file(),
         f"--work_dir={work_dir} holds other things than an experiment's results; take an empty "

@@ -57,6 +57,11 @@ class Probe:
         return (self.teacher,)
 
     @property
+    def tasks(self) -> tuple[Task, ...]:
+        """Whose images it reads itself."""
+        return (self.task,)
+
+    @property
     def network(self) -> Stage:
         """The stage whose network is scored."""
         return self.teacher

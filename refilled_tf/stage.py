@@ -157,6 +157,11 @@ class Stage:
         return tuple(each for each in several if each is not None)
 
     @property
+    def tasks(self) -> tuple[Task, ...]:
+        """Whose images it reads itself."""
+        return (self.task, *((self.selection.protocol.task,) if self.selection else ()))
+
+    @property
     def looks_up(self) -> bool:
         """Whether there is a teacher without a network, which only knows embeddings of images."""
         return any(isinstance(each.backbone, EmbeddingFile) for each in self.teachers)

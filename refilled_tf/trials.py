@@ -14,6 +14,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from refilled_tf import storage
+from refilled_tf.data.task import Task
 from refilled_tf.errors import require, require_built, require_name
 from refilled_tf.few_shot.base import Learner, Networks, Pool, Protocol
 from refilled_tf.stage import (
@@ -78,6 +79,16 @@ class Trials:
         return tuple(parent for parent in (self.teacher, self.network) if parent is not None)
 
     @property
+    def protocols(self) -> tuple[Protocol, ...]:
+        """The test, and the validation if there is anything to choose."""
+        return (self.test, self.validation) if self.learner.candidates()[1:] else (self.test,)
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """Whose images it reads itself."""
+        return tuple(protocol.task for protocol in self.protocols)
+
+    @property
     def seed(self) -> int:
         """Of the tasks."""
         return self.test.episodes.seed
@@ -96,9 +107,8 @@ class Trials:
         if self.teacher:
             untrained_network(self.teacher)
         self.learner.check_network(untrained_network(self.network))
-        self.test.check(self.shots, run.data_dir)
-        if len(self.learner.candidates()) > 1:
-            self.validation.check(self.shots, run.data_dir)
+        for protocol in self.protocols:
+            protocol.check(self.shots, run.data_dir)
 
     def networks(self, run: Run) -> Networks:
         """Loads what the learner may know beforehand."""
