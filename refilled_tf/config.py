@@ -13,7 +13,7 @@ from refilled_tf import experiment as experiments
 from refilled_tf import tables
 
 # Importing a module registers what gin files may name.
-from refilled_tf.data import image_folder, sources, splits, task  # noqa: F401
+from refilled_tf.data import image_folder, sources, splits, task, unlabelled  # noqa: F401
 from refilled_tf.errors import InputError, require
 from refilled_tf.few_shot import (  # noqa: F401
     feat,
@@ -33,6 +33,7 @@ from refilled_tf.learners import (  # noqa: F401
     local,
     nst,
     pretrained,
+    probe,
     relationship,
     rkd,
     vid,

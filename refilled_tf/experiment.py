@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from refilled_tf import stage as stages
 from refilled_tf import storage, training
+from refilled_tf.data import unlabelled
 from refilled_tf.data.task import Task, load
 from refilled_tf.errors import require, require_built
 from refilled_tf.probe_row import Probe
@@ -124,6 +125,8 @@ def check(experiment: Experiment, where: Run) -> None:
 def _decode(task: Task, data_dir: str | None) -> None:
     """Refuses a task with images that cannot be decoded, once for the whole process."""
     load(task, data_dir)
+    if task.unlabelled:
+        unlabelled.load(task, data_dir)
 
 
 def prepare(experiment: Experiment, where: Run) -> None:

@@ -17,11 +17,16 @@ class Recipe:
 
     Attributes:
         epochs: length of one cycle of the schedule.
+        steps: of one cycle, dealt out evenly to its epochs, so that rows with batches of other
+            kinds can be compared at equal steps; None makes an epoch a pass over the labelled
+            images.
         cycles: how often the schedule is run through; 2 for the control that trains as long as
             both stages together.
         batch_size: B, of the global batch.
-        classes_per_batch: P for class-balanced batches of P classes × B/P images; None for
-            plain shuffling.
+        unlabelled_share: share of a batch that comes from the task's unlabelled images, where it
+            has some and the objective takes them.
+        classes_per_batch: P for class-balanced batches, whose labelled images are as many of each
+            of P classes; None for plain shuffling.
         learning_rate: at the start of a cycle.
         embedding_rate: the rate of all layers below the top one, as a share of the top one's.
         schedule: "steps" drops the rate at milestones; "cosine" lowers it along half a cosine.
@@ -35,8 +40,10 @@ class Recipe:
     """
 
     epochs: int = 200
+    steps: int | None = None
     cycles: int = 1
     batch_size: int = 128
+    unlabelled_share: float = 0.75
     classes_per_batch: int | None = None
     learning_rate: float = 0.1
     embedding_rate: float = 1.0
@@ -52,8 +59,18 @@ class Recipe:
         object.__setattr__(self, "milestones", tuple(self.milestones))
         for name in ("epochs", "cycles", "batch_size"):
             require_whole(f"Recipe.{name}", getattr(self, name))
-        if self.classes_per_batch is not None:
-            require_whole("Recipe.classes_per_batch", self.classes_per_batch)
+        for name in ("steps", "classes_per_batch"):
+            if getattr(self, name) is not None:
+                require_whole(f"Recipe.{name}", getattr(self, name))
+        require(
+            self.steps is None or self.steps % self.epochs == 0,
+            f"Recipe.steps={self.steps} must be a multiple of Recipe.epochs={self.epochs}",
+        )
+        require(
+            0 < self.unlabelled_share < 1,
+            f"Recipe.unlabelled_share={self.unlabelled_share} must lie between 0 and 1; without "
+            "student.unlabelled there are no unlabelled images",
+        )
         require_positive(self, "learning_rate", "decay_factor")
         require(
             0 <= self.embedding_rate <= 1,
@@ -80,6 +97,11 @@ class Recipe:
     def total_epochs(self) -> int:
         """Epochs of all cycles."""
         return self.epochs * self.cycles
+
+    @property
+    def unlabelled(self) -> int:
+        """Unlabelled images of a batch, where the task has some."""
+        return round(self.unlabelled_share * self.batch_size)
 
     def optimizer(self, steps_per_epoch: int) -> tf.keras.optimizers.Optimizer:
         """Builds SGD on this recipe's schedule, wrapped for loss scaling where float16 needs it.

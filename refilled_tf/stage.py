@@ -29,7 +29,7 @@ import numpy as np
 import tensorflow as tf
 
 from refilled_tf import storage
-from refilled_tf.data import batches
+from refilled_tf.data import batches, unlabelled
 from refilled_tf.data.task import Task, load, read_index, select
 from refilled_tf.errors import InputError, require, require_built, require_name, require_whole
 from refilled_tf.few_shot.base import Selection
@@ -72,7 +72,7 @@ class Stage:
     Attributes:
         name: of its folder; unique in an experiment.
         method: its name in the table of results.
-        task: classes and images.
+        task: classes and images; its unlabelled ones are dropped where the objective takes none.
         backbone: the network under training.
         objective: what it minimises.
         recipe: how long and how fast; dropped where the objective trains nothing.
@@ -125,6 +125,13 @@ class Stage:
             require_built(f"{self.name}/Stage.start", self.start, Stage, "@triplet/Stage()")
         if self.selection:
             self.selection.learner.check(self.objective, self.selection.protocol.episodes.ways)
+        if not (self.objective.trains and self.objective.takes_unlabelled):
+            object.__setattr__(self, "task", dataclasses.replace(self.task, unlabelled=()))
+        if self.recipe is not None and not self.task.unlabelled:
+            share = Recipe.unlabelled_share
+            object.__setattr__(
+                self, "recipe", dataclasses.replace(self.recipe, unlabelled_share=share)
+            )
         if not self.objective.needs_teacher:
             object.__setattr__(self, "teacher", None)
             object.__setattr__(self, "teacher_cache", TeacherCache())
@@ -206,6 +213,7 @@ _NO_SETTINGS = (
     "Application.weights",
     "EmbeddingFile.file",
     "ImageFolder.folder",
+    "PhotoFolder.folder",
     "ExampleFiles.train",
     "ExampleFiles.test",
 )
@@ -215,6 +223,9 @@ _NO_SETTINGS = (
 _LISTED_IF_SET = (
     "Data.view_size",
     "Data.min_crop",
+    "Task.unlabelled",
+    "Recipe.steps",
+    "Recipe.unlabelled_share",
     "TeacherCache.augmented",
     "RelationshipMatching.teacher_weights",
     "LocalDistillation.teacher_weights",
@@ -241,6 +252,9 @@ def _flatten(spec: Any) -> dict[str, Any]:
             flat[name] = [teacher.name for teacher in value]  # several, in the order of their τ
             continue
         if name in _LISTED_IF_SET and value == field.default:
+            continue
+        if name == "Task.unlabelled":
+            flat[name] = [{"kind": type(part).__name__} | _flatten(part) for part in value]
             continue
         if dataclasses.is_dataclass(value):
             flat[name] = type(value).__name__
@@ -354,8 +368,20 @@ def check(stage: Stage, run: Run) -> None:
         f"Recipe.batch_size={recipe.batch_size} must be a multiple of the {replicas} replicas",
     )
     stage.objective.check_batches(recipe, replicas)
-    labels = index.labels[selection.train]
-    batches.epoch_order(labels, recipe.batch_size, stage.seed, 0, recipe.classes_per_batch)
+    further = 0
+    if stage.task.unlabelled:
+        examples = unlabelled.load(stage.task, run.data_dir).examples
+        further = len(examples.labels)
+        require(
+            recipe.unlabelled % replicas == 0,
+            f"Recipe.unlabelled_share={recipe.unlabelled_share} of Recipe.batch_size="
+            f"{recipe.batch_size} is {recipe.unlabelled} images, which must be a multiple of the "
+            f"{replicas} replicas",
+        )
+        for teacher in stage.teachers:
+            if isinstance(teacher.backbone, EmbeddingFile):
+                teacher.backbone.embeddings(examples.keys)
+    batches.order(index.labels[selection.train], further, recipe, stage.seed, 0, 1)
     if stage.objective.shares_classes:
         teacher = stage.teacher.task
         known = select(teacher, read_index(teacher.data.source, run.data_dir)).class_names

@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import math
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from refilled_tf import storage
 from refilled_tf.data import batches
-from refilled_tf.data.task import Data, Examples
+from refilled_tf.data.task import Data, Examples, Images
 from refilled_tf.errors import InputError, require
 from refilled_tf.models import networks
 from refilled_tf.models.embedding_files import EmbeddingFile
@@ -98,7 +98,7 @@ def build(
     for left_by_a_kill in folder.glob(".*.npy"):
         left_by_a_kill.unlink()
     shapes = {
-        name: (len(examples.images), cache.views, *x.shape[1:]) for name, x in missing.items()
+        name: (len(examples.labels), cache.views, *x.shape[1:]) for name, x in missing.items()
     }
     needed = sum(2 * math.prod(shape) for shape in shapes.values()) / 1e9
     free = shutil.disk_usage(folder).free / 1e9
@@ -136,39 +136,65 @@ def _fill(
     examples: Examples,
     data: Data,
 ) -> None:
-    augment = batches.augmentation(data)
-
-    @tf.function
-    def ask(images, numbers):
-        flat = tf.reshape(numbers, (-1, numbers.shape[-1]))
-        if cache.augmented:
-            pixels = augment(tf.repeat(images, cache.views, axis=0), flat)
-        else:
-            pixels = tf.cast(batches.center_crop(images, data.crop_size), tf.float32)
-        outputs = teacher(networks.resized(pixels, teacher.input_shape[1]), training=False)
-        return {name: tf.cast(x, tf.float16) for name, x in outputs.items()}
-
     numbers = _numbers(cache, examples, data)
-    size = max(1, BATCH_SIZE // cache.views)
-    starts = range(0, len(numbers), size)
-    for start in tqdm(starts, desc="teacher cache", mininterval=bar_interval()):
-        part = slice(start, start + size)
-        for name, x in ask(tf.constant(examples.images[part]), numbers[part]).items():
-            x = x.numpy()
+    start = 0
+    for part in ask(teacher, examples.images, numbers, data, cache.augmented):
+        stop = start + len(next(iter(part.values())))
+        for name, x in part.items():
+            with np.errstate(over="ignore"):
+                arrays[name][start:stop] = x
             require(
-                np.isfinite(x).all(),
+                np.isfinite(arrays[name][start:stop]).all(),
                 f"the teacher's {name!r} has values that are not finite in float16 (beyond "
                 "±65504); teacher_cache.views = 0 runs the teacher in float32 instead",
             )
-            arrays[name][part] = x.reshape(-1, *arrays[name].shape[1:])
+        start = stop
     for array in arrays.values():
         array.flush()
+
+
+def ask(
+    teacher: tf.keras.Model,
+    images: Images,
+    numbers: np.ndarray,
+    data: Data,
+    augmented: bool = True,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Runs a teacher over views of images.
+
+    Args:
+        teacher: network with named outputs.
+        images: [N, L, L, 3] uint8.
+        numbers: [N, K, `random_numbers`] float32, what `batches.augmentation` makes K views by.
+        data: image size and augmentation.
+        augmented: False makes the one view the centre crop.
+
+    Yields:
+        {name: [n, K, …] float32} of some images after the others.
+    """
+    augment, views = batches.augmentation(data), numbers.shape[1]
+
+    @tf.function
+    def run(images, numbers):
+        flat = tf.reshape(numbers, (-1, numbers.shape[-1]))
+        if augmented:
+            pixels = augment(tf.repeat(images, views, axis=0), flat)
+        else:
+            pixels = tf.cast(batches.center_crop(images, data.crop_size), tf.float32)
+        return teacher(networks.resized(pixels, teacher.input_shape[1]), training=False)
+
+    size = max(1, BATCH_SIZE // views)
+    starts = range(0, len(numbers), size)
+    for start in tqdm(starts, desc="teacher's views", mininterval=bar_interval()):
+        part = slice(start, start + size)
+        outputs = run(tf.constant(images[part]), tf.constant(numbers[part]))
+        yield {name: x.numpy().reshape(-1, views, *x.shape[1:]) for name, x in outputs.items()}
 
 
 def _numbers(cache: TeacherCache, examples: Examples, data: Data) -> np.ndarray:
     """Draws the random numbers of all views: [N, K, `random_numbers`] float32 in [0, 1)."""
     random = np.random.default_rng(cache.seed)
-    shape = len(examples.images), cache.views, batches.random_numbers(data)
+    shape = len(examples.labels), cache.views, batches.random_numbers(data)
     return random.random(shape, dtype=np.float32)
 
 
@@ -185,7 +211,14 @@ def _key(
             weight.numpy()
             for weight in sorted(teacher.weights, key=lambda weight: weight.name)
         ),
-        "training images": _digest([examples.images]),
+        "training images": _digest(
+            # Those that are decoded only when they are asked for are known by their names.
+            [
+                examples.images
+                if isinstance(examples.images, np.ndarray)
+                else np.char.encode(examples.keys, "utf-8")
+            ]
+        ),
         "Data.view_size" if data.view_size else "Data.image_size": data.crop_size,
         "Data.pad": data.pad,
         "Data.flip": data.flip,

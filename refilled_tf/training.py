@@ -17,22 +17,24 @@ from absl import logging
 from tqdm.keras import TqdmCallback
 
 from refilled_tf import predictions, storage, teacher_cache
-from refilled_tf.data import batches
+from refilled_tf.data import batches, unlabelled
 from refilled_tf.data.task import Examples, TaskData, load
 from refilled_tf.errors import DivergedError, InputError, OutOfTimeError, require
 from refilled_tf.evaluation.embedding import embedding_quality
 from refilled_tf.few_shot.base import Networks
 from refilled_tf.learners.base import Learner
 from refilled_tf.learners.cross_entropy import accuracy
-from refilled_tf.losses.local import class_centers
 from refilled_tf.models import networks
 from refilled_tf.models.embedding_files import EmbeddingFile
 from refilled_tf.progress import bar_interval
 from refilled_tf.stage import Run, Stage, check_folder, load_network, outputs, read_history
+from refilled_tf.teacher_embeddings import teacher_embeddings
 
 # Steps between two checkpoints, at least: to write one takes as long as several steps of a small
 # network. Counted and not timed, so that all workers save the same epochs.
 SAVE_STEPS = 200
+# What an objective has learnt about its teachers before training.
+FITTED = "fitted.npz"
 
 
 def train(stage: Stage, run: Run) -> dict[str, Any]:
@@ -58,6 +60,10 @@ def train(stage: Stage, run: Run) -> dict[str, Any]:
     if run.is_chief:
         facts = {"settings": stage.settings(), "digest": stage.digest()}
         facts |= {"class_names": data.class_names, "training_images": len(data.train.labels)}
+        if stage.task.unlabelled:
+            further = unlabelled.load(stage.task, run.data_dir)
+            facts["unlabelled_images"] = len(further.examples.labels)
+            facts["left_out"] = further.scored
         storage.write_json(folder / "stage.json", facts)
     trained, facts = (_fit if stage.objective.trains else _take)(stage, run, data)
     if run.is_chief:
@@ -88,12 +94,17 @@ def _take(stage: Stage, run: Run, data: TaskData) -> tuple[dict[str, tf.keras.Mo
 
 def _fit(stage: Stage, run: Run, data: TaskData) -> tuple[dict[str, tf.keras.Model], dict]:
     """Trains; returns networks by the names of their files, and what result.json says of them."""
-    learner, steps = _build(stage, run, data)
+    examples = data.train
+    if stage.task.unlabelled:
+        further = unlabelled.load(stage.task, run.data_dir).examples
+        examples = unlabelled.joined([examples, further])
+    views = teacher_cache.views(stage, run, examples)
+    learner, steps = _build(stage, run, data, examples, views)
     progress = _Progress(stage, run, learner, steps)
     first, total = progress.finished_epochs, stage.recipe.total_epochs
     if first < total:
         learner.fit(
-            _distributed_batches(stage, run, data.train, first, steps),
+            _distributed_batches(stage, run, examples, views, first, steps),
             initial_epoch=first,
             epochs=total,
             steps_per_epoch=steps,
@@ -109,6 +120,8 @@ def _fit(stage: Stage, run: Run, data: TaskData) -> tuple[dict[str, tf.keras.Mod
         "epochs": total,
         "training": _last_logs(run.folder(stage)) if run.is_chief else {},
     }
+    if found := {name: float(x) for name, x in learner.fitted.items() if x.shape.rank == 0}:
+        facts["fitted"] = found
     if stage.selection:
         facts["selection"] = progress.best_selection
     return trained, facts
@@ -174,13 +187,13 @@ def _copies(learner: Learner) -> dict[str, tf.keras.Model]:
     return copies
 
 
-def _build(stage: Stage, run: Run, data: TaskData) -> tuple[Learner, int]:
+def _build(
+    stage: Stage, run: Run, data: TaskData, examples: Examples, views: batches.Views | None
+) -> tuple[Learner, int]:
     """Builds the learner in the strategy's scope; returns it and the steps of an epoch."""
     recipe, size = stage.recipe, stage.task.data.image_size
-    order = batches.epoch_order(
-        data.train.labels, recipe.batch_size, stage.seed, 0, recipe.classes_per_batch
-    )
-    steps = len(order)
+    fitted = _fitted(stage, run, data, examples, views)
+    # Here, as fitting may have drawn random numbers.
     # Initial weights come from the seed alone, not from what ran before in this process.
     tf.keras.utils.set_random_seed(stage.seed)
     with run.strategy.scope(), _precision(recipe.precision):
@@ -190,21 +203,16 @@ def _build(stage: Stage, run: Run, data: TaskData) -> tuple[Learner, int]:
             student = networks.embedding_network(stage.backbone, size)
         if stage.start:
             networks.copy_embedding_weights(load_network(stage.start, run), student)
-        teacher = centers = None
+        teacher = None
         if stage.teachers and not stage.looks_up:
             several = [load_network(each, run) for each in stage.teachers]
             teacher = networks.joined(several, stage.task.data.crop_size)
-        if stage.objective.needs_teacher_centers:
-            known = [outputs(each, run, stage.task, "train") for each in stage.teachers]
-            centers = [
-                class_centers(each["embedding"], data.train.labels, len(data.class_names))[0]
-                for each in known
-            ]
+        steps = _steps_per_epoch(stage, examples)
         learner = Learner(
             student,
             stage.objective,
             teacher,
-            centers,
+            fitted,
             recipe.weight_decay,
             steps,
             recipe.embedding_rate,
@@ -212,6 +220,39 @@ def _build(stage: Stage, run: Run, data: TaskData) -> tuple[Learner, int]:
         learner.compile(optimizer=recipe.optimizer(steps))
         learner.optimizer.build(learner.trainable_variables)
     return learner, steps
+
+
+def _steps_per_epoch(stage: Stage, examples: Examples) -> int:
+    recipe = stage.recipe
+    if recipe.steps is not None:
+        return recipe.steps // recipe.epochs
+    labels = examples.labels[examples.labels >= 0]
+    labelled = recipe.batch_size - (recipe.unlabelled if len(labels) < len(examples.labels) else 0)
+    return len(batches.epoch_order(labels, labelled, stage.seed, 0, recipe.classes_per_batch))
+
+
+def _fitted(
+    stage: Stage, run: Run, data: TaskData, examples: Examples, views: batches.Views | None
+) -> dict[str, np.ndarray]:
+    """Has the objective learn about its teachers, or finds what it has learnt before."""
+    path = run.folder(stage) / FITTED
+    if run.is_chief and not path.exists():
+        known = teacher_embeddings(stage, run, data, examples, views)
+        found = stage.objective.fit_teacher(known)
+        if found:
+            with storage.replacing(path) as file:
+                np.savez(file, **found)
+    run.wait_for_all()
+    if not path.exists():
+        return {}
+    try:
+        with np.load(path) as archive:
+            return dict(archive)
+    except Exception as error:  # NumPy raises whatever the zip reader raised.
+        raise InputError(
+            f"{path} is unreadable ({type(error).__name__}); delete {path.parent} to train the "
+            "stage again"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -225,19 +266,26 @@ def _precision(name: str) -> Iterator[None]:
         tf.keras.mixed_precision.set_global_policy(before)
 
 
-def _distributed_batches(stage: Stage, run: Run, examples: Examples, first: int, steps: int):
+def _distributed_batches(
+    stage: Stage,
+    run: Run,
+    examples: Examples,
+    views: batches.Views | None,
+    first: int,
+    steps: int,
+):
     """Returns the batches of all epochs from `first` on, dealt out to workers and replicas."""
     recipe, data = stage.recipe, stage.task.data
-    views = teacher_cache.views(stage, run, examples)
     # A teacher that is asked in every step sees the crop before it is resized for the student.
     size = data.crop_size if stage.teachers and views is None else data.image_size
-    order = np.concatenate(
-        [
-            batches.epoch_order(
-                examples.labels, recipe.batch_size, stage.seed, epoch, recipe.classes_per_batch
-            )
-            for epoch in range(first, recipe.total_epochs)
-        ]
+    labels = examples.labels[examples.labels >= 0]
+    order = batches.order(
+        labels,
+        len(examples.labels) - len(labels),
+        recipe,
+        stage.seed,
+        first * steps,
+        (recipe.total_epochs - first) * steps,
     )
     return run.strategy.distribute_datasets_from_function(
         lambda context: batches.training_batches(

@@ -7,6 +7,7 @@ an unbroken one, and any number of replicas or workers sees, together, the same 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -14,9 +15,10 @@ import keras_cv
 import numpy as np
 import tensorflow as tf
 
-from refilled_tf.data.task import Data, Examples
+from refilled_tf.data.task import Data, Examples, Images
 from refilled_tf.errors import require
 from refilled_tf.models.networks import resized
+from refilled_tf.recipe import Recipe
 
 
 class Views(NamedTuple):
@@ -102,6 +104,61 @@ def epoch_order(
     return order
 
 
+def order(
+    labels: np.ndarray, unlabelled: int, recipe: Recipe, seed: int, first: int, steps: int
+) -> np.ndarray:
+    """Draws the batches of any stretch of a training.
+
+    Labelled and unlabelled images are gone through in passes of their own, of which those of
+    labelled images are `epoch_order`'s; a pass drops the images that do not fill a batch. A batch
+    alternates between the two kinds, so that each replica gets its share of both.
+
+    Args:
+        labels: [N] int.
+        unlabelled: M, the number of unlabelled images; may be 0.
+        recipe: size and kind of a batch.
+        seed: of the run.
+        first: number of the first step.
+        steps: how many.
+
+    Returns:
+        [steps, B] int32 rows; those from N on are of unlabelled images.
+
+    Raises:
+        InputError: as `epoch_order` says, or a batch takes more than M unlabelled images.
+    """
+    count = recipe.unlabelled if unlabelled else 0
+    require(
+        unlabelled >= count,
+        f"Recipe.unlabelled_share={recipe.unlabelled_share} of Recipe.batch_size="
+        f"{recipe.batch_size} is {count} images, but there are {unlabelled} unlabelled ones",
+    )
+    labelled = recipe.batch_size - count
+
+    def of_labels(number: int) -> np.ndarray:
+        return epoch_order(labels, labelled, seed, number, recipe.classes_per_batch)
+
+    def of_unlabelled(number: int) -> np.ndarray:
+        random = np.random.default_rng([seed, number, 1])
+        rows = random.permutation(unlabelled)[: unlabelled // count * count]
+        return len(labels) + rows.reshape(-1, count).astype(np.int32)
+
+    taken = _stretch(of_labels, first, steps)
+    if not count:
+        return taken
+    blocks = math.gcd(labelled, count)
+    both = (taken, _stretch(of_unlabelled, first, steps))
+    return np.concatenate([x.reshape(steps, blocks, -1) for x in both], 2).reshape(steps, -1)
+
+
+def _stretch(draw: Callable[[int], np.ndarray], first: int, steps: int) -> np.ndarray:
+    """Returns some of the steps that passes 0, 1, … of equal length make one after another."""
+    length = len(draw(0))
+    passes = range(first // length, -(-(first + steps) // length))
+    start = first - passes.start * length
+    return np.concatenate([draw(number) for number in passes])[start : start + steps]
+
+
 def random_numbers(data: Data) -> int:
     """Returns how many random numbers make a view of an image."""
     return 3 if data.min_crop is None else 4
@@ -167,7 +224,7 @@ def training_batches(
     Args:
         examples: the training images.
         data: image size and augmentation.
-        order: [steps, B] rows, as `epoch_order` gives them, of all epochs to come.
+        order: [steps, B] rows, as `order` gives them, of all steps to come.
         seed: of the augmentation.
         first_step: number of `order`'s first step since the beginning of the training.
         context: the place of this pipeline among workers and replicas; None for the only one.
@@ -175,8 +232,8 @@ def training_batches(
         size: side S to which crops are resized; None for Data.image_size.
 
     Returns:
-        Dataset of (images [b, S, S, 3] float32 in [0, 255], labels [b] int32) and, with `views`,
-        as a third {name: [b, …] float32} of their outputs; b = B / replicas.
+        Dataset of (images [b, S, S, 3] float32 in [0, 255], labels [b] int32, rows [b] int32) and,
+        with `views`, as a fourth {name: [b, …] float32} of their outputs; b = B / replicas.
         Consecutive elements belong to consecutive replicas.
     """
     context = context or tf.distribute.InputContext()
@@ -187,12 +244,12 @@ def training_batches(
     mine = np.arange(local) + context.input_pipeline_id * local
     rows = order.reshape(steps, replicas, per_replica)[:, mine]
 
-    images, labels = tf.constant(examples.images), tf.constant(examples.labels)
+    take, labels = _reader(examples.images), tf.constant(examples.labels)
     augment = augmentation(data)
 
     def batch(rows, step, start):
         draw = functools.partial(tf.random.stateless_uniform, seed=tf.stack([seed, step]))
-        loaded, taught = tf.gather(images, rows), ()
+        loaded, taught = take(rows), ()
         if views is None:
             count = random_numbers(data)
             numbers = tf.slice(draw((batch_size, count)), (start, 0), (per_replica, count))
@@ -206,7 +263,7 @@ def training_batches(
             crops = tf.cast(center_crop(loaded, data.crop_size), tf.float32)
         else:
             crops = augment(loaded, numbers)
-        return resized(crops, size or data.image_size), tf.gather(labels, rows), *taught
+        return resized(crops, size or data.image_size), tf.gather(labels, rows), rows, *taught
 
     elements = (
         rows.reshape(-1, per_replica),
@@ -216,6 +273,19 @@ def training_batches(
     dataset = tf.data.Dataset.from_tensor_slices(elements)
     dataset = dataset.map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return dataset.prefetch(tf.data.AUTOTUNE)
+
+
+def _reader(images: Images) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Returns a function of rows [b] int32 to [b, L, L, 3] uint8."""
+    if isinstance(images, np.ndarray):
+        held = tf.constant(images)
+        return lambda rows: tf.gather(held, rows)
+
+    def take(rows: tf.Tensor) -> tf.Tensor:
+        read = tf.numpy_function(images.__getitem__, [rows], tf.uint8, stateful=False)
+        return tf.ensure_shape(read, (*rows.shape, *images.shape[1:]))
+
+    return take
 
 
 def scoring_batches(examples: Examples, size: int, batch_size: int = 256) -> Iterator:

@@ -15,8 +15,9 @@ import functools
 import hashlib
 import io
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import gin
 import numpy as np
@@ -162,24 +163,34 @@ class ImageFolder:
 
     def images(self, keys, size: int, data_dir: str | None = None):
         """Decodes the images of `keys`, resized to size×size."""
-        images = np.zeros((len(keys), size, size, 3), np.uint8)
-        readable = np.zeros(len(keys), bool)
+        return read_images(self._root, keys, size)
 
-        def read(row: int) -> None:
-            try:
-                pixels = decode((self._root / str(keys[row])).read_bytes())
-            except InputError:
-                return
-            images[row] = to_square(tf.constant(pixels), size).numpy()
-            readable[row] = True
-
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            collections.deque(pool.map(read, range(len(keys))), maxlen=0)
-        return images, readable
+    def encoded(self, keys, data_dir: str | None = None) -> Iterator[tuple[int, bytes]]:
+        """Yields the files."""
+        for row, key in enumerate(keys):
+            yield row, (self._root / str(key)).read_bytes()
 
     @property
     def _root(self) -> Path:
         return Path(self.folder).expanduser().resolve()
+
+
+def read_images(root: Path, keys: Sequence[str], size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Decodes the files of `keys` below a folder; see `Source.images`."""
+    images = np.zeros((len(keys), size, size, 3), np.uint8)
+    readable = np.zeros(len(keys), bool)
+
+    def read(row: int) -> None:
+        try:
+            pixels = decode((root / str(keys[row])).read_bytes())
+        except InputError:
+            return
+        images[row] = to_square(tf.constant(pixels), size).numpy()
+        readable[row] = True
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        collections.deque(pool.map(read, range(len(keys))), maxlen=0)
+    return images, readable
 
 
 def _survey(root: Path) -> Survey:
@@ -258,17 +269,25 @@ def _examined(root: Path, listing: tuple[tuple[str, str, int, int], ...]) -> tup
 
 def _fault(encoded: bytes) -> str:
     try:
-        _opened(encoded)
+        opened(encoded)
     except InputError as error:
         return str(error)
     return ""
 
 
-def _opened(encoded: bytes) -> PIL.Image.Image:
-    """Reads an image's header."""
+def opened(encoded: bytes | BinaryIO) -> PIL.Image.Image:
+    """Reads an image's header.
+
+    Args:
+        encoded: the file's content, or the file.
+
+    Raises:
+        InputError: it is no image.
+    """
     require(encoded != b"", "it is empty")
+    file = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
     try:
-        return PIL.Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG", "BMP", "GIF", "WEBP"))
+        return PIL.Image.open(file, formats=("JPEG", "PNG", "BMP", "GIF", "WEBP"))
     except Exception as error:  # Pillow raises whatever a format's reader raised.
         raise InputError("it is no JPEG, PNG, BMP, GIF or WebP") from error
 
@@ -289,7 +308,7 @@ def decode(encoded: bytes) -> np.ndarray:
     Raises:
         InputError: it is no image, or a damaged one.
     """
-    image = _opened(encoded)
+    image = opened(encoded)
     try:
         image.load()
         image = PIL.ImageOps.exif_transpose(image)

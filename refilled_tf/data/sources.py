@@ -63,6 +63,9 @@ class Source(Protocol):
     def images(self, keys, size: int, data_dir: str | None) -> tuple[np.ndarray, np.ndarray]:
         """Returns the images of `keys` as [n, size, size, 3] uint8, and [n] bool: decodable."""
 
+    def encoded(self, keys, data_dir: str | None) -> Iterator[tuple[int, bytes]]:
+        """Yields, in any order, the place in `keys` and the file's content of each image."""
+
 
 @gin.register
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +84,12 @@ class Digits:
         grey = sklearn.datasets.load_digits().images[np.asarray(keys, int)] * (255.0 / 16.0)
         resized = tf.image.resize(grey[..., np.newaxis], (size, size))
         return _to_uint8(tf.repeat(resized, 3, axis=-1)).numpy(), np.ones(len(keys), bool)
+
+    def encoded(self, keys, data_dir: str | None = None) -> Iterator[tuple[int, bytes]]:
+        """Yields PNGs of 8×8 pixels."""
+        pixels = (sklearn.datasets.load_digits().images * 15).astype(np.uint8)
+        for row, key in enumerate(keys):
+            yield row, tf.io.encode_png(pixels[int(key), :, :, np.newaxis]).numpy()
 
 
 @gin.register
@@ -173,6 +182,16 @@ class TfdsSource:
         )
         together = functools.reduce(tf.data.Dataset.concatenate, decoded)
         return _collect(together, len(keys), size)
+
+    def encoded(self, keys, data_dir: str | None) -> Iterator[tuple[int, bytes]]:
+        """Yields the files as the dataset holds them."""
+        rows, builder = {str(key): row for row, key in enumerate(keys)}, self.builder(data_dir)
+        for split in self.splits:
+            for example in self._read(builder, split, ["image", self.key]).as_numpy_iterator():
+                key = example[self.key]
+                row = rows.get(key.decode() if isinstance(key, bytes) else str(key))
+                if row is not None:
+                    yield row, example["image"]
 
     def builder(self, data_dir: str | None) -> tfds.core.DatasetBuilder:
         """Returns TFDS's own object for the dataset.
@@ -316,20 +335,22 @@ class ExampleFiles:
 
     def images(self, keys, size: int, data_dir: str | None = None):
         """Decodes the images of `keys`, resized to size×size."""
-        rows = {key: row for row, key in enumerate(keys)}
-
-        def wanted():
-            for record in self._records():
-                if record.key in rows:
-                    yield rows[record.key], record.encoded
-
         signature = (tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.string))
-        dataset = tf.data.Dataset.from_generator(wanted, output_signature=signature)
+        dataset = tf.data.Dataset.from_generator(
+            lambda: self.encoded(keys), output_signature=signature
+        )
         dataset = dataset.map(
             lambda row, encoded: (row, decode_image(encoded, None, size)),
             num_parallel_calls=tf.data.AUTOTUNE,
         )
         return _collect(dataset, len(keys), size)
+
+    def encoded(self, keys, data_dir: str | None = None) -> Iterator[tuple[int, bytes]]:
+        """Yields the JPEGs and PNGs."""
+        rows = {key: row for row, key in enumerate(keys)}
+        for record in self._records():
+            if record.key in rows:
+                yield rows[record.key], record.encoded
 
     def _records(self) -> Iterator[Record]:
         """Reads all files; where an image repeats in a split, its keys are numbered."""

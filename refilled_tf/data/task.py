@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 import gin
 import numpy as np
@@ -16,16 +16,25 @@ from refilled_tf.data.sources import Index, Source
 from refilled_tf.errors import InputError, require, require_built, require_whole
 
 
+class Images(Protocol):
+    """Images [N, S, S, 3] uint8: an array in memory, or files that are decoded when asked for."""
+
+    shape: tuple[int, ...]
+
+    def __getitem__(self, rows) -> np.ndarray:
+        """Returns some images, by a slice or an array of rows."""
+
+
 class Examples(NamedTuple):
-    """Images in memory.
+    """Images and what is known of them.
 
     Attributes:
         images: [N, S, S, 3] uint8.
-        labels: [N] int32, 0 … C-1, positions in the task's class names.
+        labels: [N] int32, 0 … C-1, positions in the task's class names; -1 without a label.
         keys: [N] strings that identify the images in their dataset.
     """
 
-    images: np.ndarray
+    images: Images
     labels: np.ndarray
     keys: np.ndarray
 
@@ -127,15 +136,24 @@ class Task:
         holdout: share of these held out for validation. When positive, models are trained on
             the rest and scored on these, and the test images are not touched: this is how
             hyper-parameters are chosen.
+        unlabelled: where further training images come from, whose labels, if there are any, are
+            not read: tasks, of which the training images count, and sources, of which all do. See
+            unlabelled.py.
     """
 
     data: Data
     role: str
     images_per_class: int | None = None
     holdout: float = 0.0
+    unlabelled: tuple[Task | Source, ...] = ()
 
     def __post_init__(self):
         require_built(f"{self.role}.data", self.data, Data, "@Data()")
+        parts = self.unlabelled
+        parts = tuple(parts) if isinstance(parts, list | tuple) else (parts,)
+        for part in parts:
+            require_built(f"{self.role}.unlabelled", part, Task | Source, "[@teacher()]")
+        object.__setattr__(self, "unlabelled", parts)
         if self.images_per_class is not None:
             require_whole(f"{self.role}.images_per_class", self.images_per_class)
         require(0 <= self.holdout < 1, f"{self.role}.holdout={self.holdout} must lie in [0, 1)")
@@ -148,9 +166,14 @@ def teacher(data: Data, images_per_class: int | None = None, holdout: float = 0.
 
 
 @gin.register
-def student(data: Data, images_per_class: int | None = None, holdout: float = 0.0) -> Task:
+def student(
+    data: Data,
+    images_per_class: int | None = None,
+    holdout: float = 0.0,
+    unlabelled: Sequence[Task | Source] = (),
+) -> Task:
     """Returns the student's task: `student.images_per_class` in a gin file."""
-    return Task(data, "student", images_per_class, holdout)
+    return Task(data, "student", images_per_class, holdout, unlabelled)
 
 
 @gin.register

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from refilled_tf.errors import require, require_positive
@@ -18,31 +21,75 @@ class GlobalBatch(NamedTuple):
     """What an objective sees: the whole batch, whatever the number of replicas.
 
     Attributes:
-        labels: [B] int32.
+        labels: [B] int32; -1 of unlabelled images.
         student: the student's outputs, "embedding" [B, d_S] and maybe "logits" [B, C], and the
             features [B, h, w, c] that the objective asks for; float32.
         teacher: the frozen teacher's, or None without a teacher; of several teachers, the further
             ones' under the names that `networks.numbered` gives.
-        teacher_centers: of each teacher [C, d_T] normalised class centres over the training split;
-            or None.
+        fitted: what `Objective.fit_teacher` has returned.
         epoch: scalar float32, the number of finished epochs.
         adapted: what the objective's adapter makes of the student's features; None without one.
         head: the objective's head; None without one.
+        rows: [B] int32, which of the training images these are; labelled ones come first.
     """
 
     labels: tf.Tensor
     student: dict[str, tf.Tensor]
     teacher: dict[str, tf.Tensor] | None
-    teacher_centers: list[tf.Tensor] | None
+    fitted: dict[str, tf.Tensor]
     epoch: tf.Tensor
     adapted: dict[str, tf.Tensor] | None = None
     head: tf.keras.Model | None = None
+    rows: tf.Tensor | None = None
+
+    @property
+    def labelled(self) -> GlobalBatch:
+        """The labelled images alone."""
+        known = self.labels >= 0
+
+        def keep(x: tf.Tensor) -> tf.Tensor:
+            return tf.boolean_mask(x, known)
+
+        def keep_all(outputs: dict[str, tf.Tensor] | None) -> dict[str, tf.Tensor] | None:
+            return None if outputs is None else {name: keep(x) for name, x in outputs.items()}
+
+        return self._replace(
+            labels=keep(self.labels),
+            student=keep_all(self.student),
+            teacher=keep_all(self.teacher),
+            adapted=keep_all(self.adapted),
+            rows=None if self.rows is None else keep(self.rows),
+        )
 
     @property
     def teacher_embeddings(self) -> list[tf.Tensor]:
         """Of each teacher [B, d_T]."""
         names = (networks.numbered("embedding", i) for i in range(len(self.teacher)))
         return [self.teacher[name] for name in names if name in self.teacher]
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherEmbeddings:
+    """What an objective may learn about its teachers before training.
+
+    Attributes:
+        labels: [N] int32, of the labelled training images.
+        keys: [N + M] of all training images, the labelled ones first; an image may be among the
+            unlabelled ones too, under the same key.
+        num_classes: C.
+        seed: of the stage.
+        labelled: given a number of views V, returns of each teacher [N, 1 + V, d] float32: what it
+            makes of the labelled images as they are scored, and of V augmentations of each.
+        sample: given a count, returns of each teacher [count, d] float32: what it makes of images
+            drawn from all training images, as they are scored.
+    """
+
+    labels: np.ndarray
+    keys: np.ndarray
+    num_classes: int
+    seed: int
+    labelled: Callable[[int], list[np.ndarray]]
+    sample: Callable[[int], list[np.ndarray]]
 
 
 class Objective:
@@ -55,6 +102,7 @@ class Objective:
         trains: whether there is anything to train.
         needs_teacher: whether it looks at a teacher.
         shares_classes: whether the teacher must have learnt the student's very classes.
+        takes_unlabelled: whether unlabelled images are of use to it.
         runs_alone: whether the network it trains is of use as it is, and so worth scoring; not
             where it must first adapt to a task.
         parts: names of the scalars it reports beside the loss.
@@ -64,13 +112,21 @@ class Objective:
     trains: ClassVar[bool] = True
     needs_teacher: ClassVar[bool] = False
     shares_classes: ClassVar[bool] = False
+    takes_unlabelled: ClassVar[bool] = False
     runs_alone: ClassVar[bool] = True
     parts: ClassVar[tuple[str, ...]] = ()
 
-    @property
-    def needs_teacher_centers(self) -> bool:
-        """Whether `GlobalBatch.teacher_centers` must be there."""
-        return False
+    def fit_teacher(self, known: TeacherEmbeddings) -> dict[str, np.ndarray]:
+        """Works out, once before training, what the loss needs to know of the teachers.
+
+        Args:
+            known: their embeddings, computed only where they are asked for.
+
+        Returns:
+            Arrays by name, for `GlobalBatch.fitted`. They are kept with the stage, so that a
+            resumed run has the very same; single numbers among them are reported in its result.
+        """
+        return {}
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -196,7 +252,7 @@ class Learner(tf.keras.Model):
         student: tf.keras.Model,
         objective: Objective,
         teacher: tf.keras.Model | None = None,
-        teacher_centers: list[tf.Tensor] | None = None,
+        fitted: dict[str, np.ndarray] | None = None,
         weight_decay: float = 0.0,
         steps_per_epoch: int = 1,
         embedding_rate: float = 1.0,
@@ -208,7 +264,7 @@ class Learner(tf.keras.Model):
             objective: what to minimise.
             teacher: network with named outputs; frozen, in inference mode. None where there is no
                 teacher, or every step is told what it says.
-            teacher_centers: of each teacher [C, d_T], for objectives that ask for them.
+            fitted: what the objective's `fit_teacher` has returned.
             weight_decay: λ of the penalty ½·λ·‖w‖² on all trainable weights; coupled, that is,
                 part of the gradient that momentum accumulates, as in torch's SGD.
             steps_per_epoch: turns the optimizer's step count into epochs.
@@ -228,7 +284,7 @@ class Learner(tf.keras.Model):
             self.adapter = objective.adapter(
                 *(networks.feature_shapes(n, objective.features) for n in (student, teacher))
             )
-        self.teacher_centers = teacher_centers
+        self.fitted = {name: tf.constant(x) for name, x in (fitted or {}).items()}
         self.weight_decay = weight_decay
         self.steps_per_epoch = steps_per_epoch
         self.embedding_rate = embedding_rate
@@ -254,6 +310,7 @@ class Learner(tf.keras.Model):
         self,
         images: tf.Tensor,
         labels: tf.Tensor,
+        rows: tf.Tensor,
         taught: dict[str, tf.Tensor] | None = None,
         training: bool = True,
     ) -> GlobalBatch:
@@ -263,6 +320,7 @@ class Learner(tf.keras.Model):
             images: [b, S, S, 3] float32, this replica's share; every network gets them resized to
                 its input.
             labels: [b] int32.
+            rows: [b] int32.
             taught: [b, …] float32, the teacher's outputs where they are known; None runs it.
             training: mode of the student's batch norm.
 
@@ -281,7 +339,14 @@ class Learner(tf.keras.Model):
             adapted = _in_float32(self.adapter(features, training))
         epoch = tf.cast(self.optimizer.iterations // self.steps_per_epoch, tf.float32)
         return GlobalBatch(
-            _gather(labels), student, teacher, self.teacher_centers, epoch, adapted, self.head
+            _gather(labels),
+            student,
+            teacher,
+            self.fitted,
+            epoch,
+            adapted,
+            self.head,
+            _gather(rows),
         )
 
     def train_step(self, data: tuple) -> dict[str, tf.Tensor]:

@@ -6,10 +6,11 @@ import dataclasses
 from typing import ClassVar
 
 import gin
+import numpy as np
 import tensorflow as tf
 
 from refilled_tf.errors import require_built, require_not_negative
-from refilled_tf.learners.base import GlobalBatch, Objective
+from refilled_tf.learners.base import GlobalBatch, Objective, TeacherEmbeddings
 from refilled_tf.learners.local import LocalDistillation
 from refilled_tf.learners.relationship import RelationshipMatching
 
@@ -38,10 +39,9 @@ class JointDistillation(Objective):
             require_built(option, getattr(self, name), kind, f"@{kind.__name__}()")
         require_not_negative(self, "gamma")
 
-    @property
-    def needs_teacher_centers(self) -> bool:
+    def fit_teacher(self, known: TeacherEmbeddings) -> dict[str, np.ndarray]:
         """As the stage-2 objective says."""
-        return self.local.needs_teacher_centers
+        return self.local.fit_teacher(known)
 
     def check_teachers(self, count: int) -> None:
         """Takes as many as both objectives do."""

@@ -6,18 +6,29 @@ import dataclasses
 from typing import ClassVar
 
 import gin
+import numpy as np
 import tensorflow as tf
 
 from refilled_tf.errors import require, require_not_negative, require_positive
-from refilled_tf.learners.base import GlobalBatch, Objective, check_each, take_each
+from refilled_tf.learners.base import (
+    GlobalBatch,
+    Objective,
+    TeacherEmbeddings,
+    check_each,
+    take_each,
+)
 from refilled_tf.learners.cross_entropy import accuracy, cross_entropy
-from refilled_tf.losses.local import decayed_weight, local_kl
+from refilled_tf.losses.local import class_centers, decayed_weight, local_kl
+from refilled_tf.models import networks
 
 
 @gin.register
 @dataclasses.dataclass(frozen=True)
 class LocalDistillation(Objective):
     """Cross-entropy over all classes + w_e · local KL over the classes of the batch.
+
+    With global centres it takes unlabelled images too: the nearest-centre posterior needs no label
+    of the image. The classes are then still those of the batch's labelled images.
 
     Attributes:
         weight: w_0 = 1000·λ; the paper's λ is .01 on CUB and .02 on CIFAR-100.
@@ -54,31 +65,42 @@ class LocalDistillation(Objective):
         )
 
     @property
-    def needs_teacher_centers(self) -> bool:
-        """Global centres are computed before training."""
+    def takes_unlabelled(self) -> bool:
+        """The posterior needs no label of an image once the centres are known."""
         return self.centers == "global"
+
+    def fit_teacher(self, known: TeacherEmbeddings) -> dict[str, np.ndarray]:
+        """Returns the global centres [C, d_T], of several teachers under `numbered` names."""
+        if self.centers == "batch":
+            return {}
+        return {
+            networks.numbered("centers", number): class_centers(
+                embeddings[:, 0], known.labels, known.num_classes
+            )[0].numpy()
+            for number, embeddings in enumerate(known.labelled(0))
+        }
 
     def check_teachers(self, count: int) -> None:
         """Takes several, whose posteriors are averaged."""
         check_each(self, count)
 
     def __call__(self, batch: GlobalBatch) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        """Returns the loss, its parts, the current weight and the batch's accuracy."""
-        logits = batch.student["logits"]
-        classification = cross_entropy(logits, batch.labels)
+        """Returns the loss, its parts, the current weight and the accuracy on labelled images."""
+        labelled = batch.labelled
+        classification = cross_entropy(labelled.student["logits"], labelled.labels)
         local = local_kl(
-            logits,
+            batch.student["logits"],
             batch.teacher_embeddings,
             batch.labels,
             tau_teacher=self.tau_teacher,
             tau_student=self.tau_student,
             teacher_weights=self.teacher_weights,
-            centers=batch.teacher_centers,
+            centers=list(batch.fitted.values()) or None,
         )
         weight = decayed_weight(self.weight, batch.epoch, self.decay)
         return classification + weight * local, {
             "cross_entropy": classification,
             "local_kl": local,
             "local_weight": weight,
-            "train_accuracy": accuracy(logits, batch.labels),
+            "train_accuracy": accuracy(labelled.student["logits"], labelled.labels),
         }

@@ -67,7 +67,7 @@ def local_kl(
       student_logits: float Tensor [B, C].
       teacher_embeddings: float Tensor [B, d], or several teachers', whose posteriors are averaged;
         gets no gradient.
-      labels: integer Tensor [B] with values in [0, C).
+      labels: integer Tensor [B] with values in [0, C); with `centers`, -1 for an unlabelled image.
       tau_teacher: temperature of the teacher, or of each.
       tau_student: temperature of the student.
       teacher_weights: what each of several teachers counts; None for all the same.

@@ -1,0 +1,73 @@
+"""What objectives may ask about a stage's teachers before it is trained."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+
+from refilled_tf import teacher_cache
+from refilled_tf.data import batches
+from refilled_tf.data.task import Examples, TaskData
+from refilled_tf.learners.base import TeacherEmbeddings
+from refilled_tf.models import networks
+from refilled_tf.models.embedding_files import EmbeddingFile
+from refilled_tf.stage import Run, Stage, load_network, outputs
+
+
+def teacher_embeddings(
+    stage: Stage, run: Run, data: TaskData, examples: Examples, views: batches.Views | None
+) -> TeacherEmbeddings:
+    """Prepares the answers, and computes none of them yet.
+
+    Args:
+        stage: with finished teachers.
+        run: where.
+        data: of its task.
+        examples: its training images, the labelled ones first.
+        views: as `teacher_cache.views` returns them.
+    """
+
+    def labelled(count: int) -> list[np.ndarray]:
+        found = []
+        for number, teacher in enumerate(stage.teachers):
+            plain = outputs(teacher, run, stage.task, "train")["embedding"][:, np.newaxis]
+            further = _augmented(number, teacher, count)
+            found.append(np.concatenate([plain, *further], axis=1))
+        return found
+
+    def _augmented(number: int, teacher: Stage, count: int) -> list[np.ndarray]:
+        """Returns [[N, count, d]], or [] where there are no augmentations to be had."""
+        if count == 0 or stage.looks_up:
+            return []
+        if views is not None and views.numbers is not None and views.count >= count:
+            cached = views.outputs[networks.numbered("embedding", number)]
+            return [cached[: len(data.train.labels), :count].astype(np.float32)]
+        random = np.random.default_rng(stage.seed)
+        shape = len(data.train.labels), count, batches.random_numbers(stage.task.data)
+        numbers = random.random(shape, dtype=np.float32)
+        network = _embedding(load_network(teacher, run))
+        parts = teacher_cache.ask(network, data.train.images, numbers, stage.task.data)
+        return [np.concatenate([part["embedding"] for part in parts])]
+
+    def sample(count: int) -> list[np.ndarray]:
+        random = np.random.default_rng([stage.seed, 2])
+        total = len(examples.labels)
+        rows = np.sort(random.choice(total, min(count, total), replace=False))
+        found = []
+        for teacher in stage.teachers:
+            if isinstance(teacher.backbone, EmbeddingFile):
+                found.append(teacher.backbone.embeddings(examples.keys[rows]))
+                continue
+            some = Examples(examples.images[rows], examples.labels[rows], examples.keys[rows])
+            crops = batches.scoring_batches(some, stage.task.data.crop_size)
+            network = _embedding(load_network(teacher, run))
+            found.append(networks.outputs_of(network, crops)["embedding"])
+        return found
+
+    return TeacherEmbeddings(
+        data.train.labels, examples.keys, len(data.class_names), stage.seed, labelled, sample
+    )
+
+
+def _embedding(network: tf.keras.Model) -> tf.keras.Model:
+    return tf.keras.Model(network.input, {"embedding": network.output["embedding"]})
