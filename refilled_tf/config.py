@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import tempfile
 from collections.abc import Sequence
@@ -34,8 +35,11 @@ from refilled_tf.learners import (  # noqa: F401
     nst,
     pretrained,
     probe,
+    refit,
+    regression,
     relationship,
     rkd,
+    similarity,
     vid,
 )
 from refilled_tf.models import (  # noqa: F401
@@ -97,6 +101,31 @@ def load_text(text: str, params: Sequence[str] = ()) -> experiments.Experiment:
         gin_file = Path(folder, "experiment.gin")
         gin_file.write_text(text, encoding="utf-8")
         return load_experiment([gin_file], params)
+
+
+def as_gin(value: object, scope: str) -> tuple[str, list[str]]:
+    """Writes an object as gin would have built it.
+
+    Args:
+        value: a dataclass that is registered with gin, or a task.
+        scope: of its options, and of those of what it holds.
+
+    Returns:
+        The reference to it, such as "@SCOPE/PhotoFolder()", and a line for each of its options.
+    """
+    kind, lines = value.role if isinstance(value, task.Task) else type(value).__name__, []
+    options = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
+    if isinstance(value, task.Task):
+        del options["role"]
+        if value.role != "student":
+            del options["unlabelled"]
+    for name, option in options.items():
+        written = repr(option)
+        if dataclasses.is_dataclass(option):
+            written, further = as_gin(option, scope)
+            lines += further
+        lines.append(f"{scope}/{kind}.{name} = {written}")
+    return f"@{scope}/{kind}()", lines
 
 
 def load_table(file: Path) -> tables.Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import numpy as np
 from refilled_tf import storage
 from refilled_tf.data.task import TaskData
 from refilled_tf.errors import require
+from refilled_tf.evaluation import paired
 
 FILE = "predictions.csv"
 HEADER = ["image", "class", "predicted"]
@@ -44,6 +46,25 @@ def write(folder: Path, data: TaskData, logits: np.ndarray) -> None:
     predicted = names[np.argmax(logits, axis=-1)]
     writer.writerows(zip(data.test.keys, names[data.test.labels], predicted, strict=True))
     storage.write_text(folder / FILE, out.getvalue())
+
+
+def difference(ours: Sequence[Path], reference: Sequence[Path]) -> tuple[float, float] | None:
+    """Compares the stages of two methods, seed by seed, image by image; see `paired.difference`.
+
+    Args:
+        ours: folders of a method's stages.
+        reference: of another one's, with the same seeds.
+
+    Returns:
+        What ours are above the reference, and the standard error of that, as shares; None where
+        they have not predicted the same images.
+    """
+    hits = []
+    for folders in zip(ours, reference, strict=True):
+        pair = [read_hits(folder) for folder in folders]
+        if None not in pair and np.array_equal(pair[0].keys, pair[1].keys):
+            hits.append([each.right for each in pair])
+    return paired.difference(*np.stack(hits, axis=1)) if hits else None
 
 
 def read_hits(folder: Path) -> Hits | None:

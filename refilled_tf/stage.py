@@ -108,12 +108,10 @@ class Stage:
         if getattr(self.objective, "trains", True):
             kinds["recipe"] = Recipe, "@Recipe()"
         else:
-            for option, none in (
-                ("recipe", None),
-                ("start", None),
-                ("selection", None),
-                ("seed", 0),
-            ):
+            dropped = {"recipe": None, "selection": None}
+            if not self.objective.refits:
+                dropped |= {"start": None, "seed": 0}
+            for option, none in dropped.items():
                 object.__setattr__(self, option, none)
         if self.selection is not None:
             kinds["selection"] = Selection, "@Selection()"
@@ -123,6 +121,10 @@ class Stage:
         require(self.seed < 2**31, f"Stage.seed={self.seed} must lie in [0, 2³¹)")
         if self.start is not None:
             require_built(f"{self.name}/Stage.start", self.start, Stage, "@triplet/Stage()")
+        require(
+            self.start is not None or not self.objective.refits,
+            f"stage {self.name!r} has the objective Refit, which needs Stage.start",
+        )
         if self.selection:
             self.selection.learner.check(self.objective, self.selection.protocol.episodes.ways)
         if not (self.objective.trains and self.objective.takes_unlabelled):
@@ -228,6 +230,7 @@ _LISTED_IF_SET = (
     "Recipe.unlabelled_share",
     "TeacherCache.augmented",
     "RelationshipMatching.teacher_weights",
+    "RelationshipMatching.neighbors",
     "LocalDistillation.teacher_weights",
 )
 
@@ -359,7 +362,9 @@ def check(stage: Stage, run: Run) -> None:
         if isinstance(known.backbone, EmbeddingFile):
             known.backbone.embeddings(index.keys[[*selection.train, *selection.test]])
     if not stage.objective.trains:
-        if not isinstance(stage.backbone, EmbeddingFile):
+        if stage.objective.refits:
+            networks.require_same_weights(untrained_network(stage.start), untrained_network(stage))
+        elif not isinstance(stage.backbone, EmbeddingFile):
             untrained_network(stage)
         return
     recipe, replicas = stage.recipe, run.strategy.num_replicas_in_sync
@@ -410,7 +415,8 @@ def untrained_network(stage: Stage) -> tf.keras.Model:
         InputError: the backbone does not take images of that size.
     """
     data = stage.task.data
-    size = data.image_size if stage.objective.trains else data.crop_size
+    objective = stage.objective
+    size = data.image_size if objective.trains or objective.refits else data.crop_size
     return _fresh_network(stage.backbone, size)
 
 

@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import gin
-import numpy as np
 
 from refilled_tf import predictions, storage
 from refilled_tf.errors import require
-from refilled_tf.evaluation import paired
 from refilled_tf.experiment import Experiment, Row
 from refilled_tf.report import markdown
 from refilled_tf.stage import Run, Stage
@@ -212,15 +210,10 @@ def collect(table: Table, built: Sequence[Part], where: Run) -> Grid:
 
 def _above(ours: Mapping[int, Path], reference: Mapping[int, Path]) -> tuple[float, float] | None:
     """Compares finished stages of two methods, by their seeds; see `Cell.above`."""
-    hits = []
-    for seed in ours.keys() & reference.keys():
-        pair = [predictions.read_hits(folders[seed]) for folders in (ours, reference)]
-        if None not in pair and np.array_equal(pair[0].keys, pair[1].keys):
-            hits.append([each.right for each in pair])
-    if not hits:
-        return None
-    mean, error = paired.difference(*np.stack(hits, axis=1))
-    return 100 * mean, 100 * error
+    seeds = ours.keys() & reference.keys()
+    sides = [[folders[seed] for seed in seeds] for folders in (ours, reference)]
+    found = predictions.difference(*sides)
+    return None if found is None else (100 * found[0], 100 * found[1])
 
 
 def text(cell: Cell | None) -> str:

@@ -191,6 +191,23 @@ def ask(
         yield {name: x.numpy().reshape(-1, views, *x.shape[1:]) for name, x in outputs.items()}
 
 
+def of_views(
+    network: tf.keras.Model, examples: Examples, views: int, seed: int, data: Data
+) -> np.ndarray:
+    """Returns a network's embeddings [N, views, d] float32 of augmentations of N images.
+
+    Args:
+        network: images to {"embedding"}.
+        examples: the images.
+        views: of each.
+        seed: of the augmentations.
+        data: image size and augmentation.
+    """
+    numbers = _numbers(TeacherCache(views, seed), examples, data)
+    parts = ask(network, examples.images, numbers, data)
+    return np.concatenate([part["embedding"] for part in parts])
+
+
 def _numbers(cache: TeacherCache, examples: Examples, data: Data) -> np.ndarray:
     """Draws the random numbers of all views: [N, K, `random_numbers`] float32 in [0, 1)."""
     random = np.random.default_rng(cache.seed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import tensorflow as tf
 
 from refilled_tf import teacher_cache
 from refilled_tf.data import batches
@@ -42,12 +41,8 @@ def teacher_embeddings(
         if views is not None and views.numbers is not None and views.count >= count:
             cached = views.outputs[networks.numbered("embedding", number)]
             return [cached[: len(data.train.labels), :count].astype(np.float32)]
-        random = np.random.default_rng(stage.seed)
-        shape = len(data.train.labels), count, batches.random_numbers(stage.task.data)
-        numbers = random.random(shape, dtype=np.float32)
-        network = _embedding(load_network(teacher, run))
-        parts = teacher_cache.ask(network, data.train.images, numbers, stage.task.data)
-        return [np.concatenate([part["embedding"] for part in parts])]
+        network = networks.embedding_part(load_network(teacher, run))
+        return [teacher_cache.of_views(network, data.train, count, stage.seed, stage.task.data)]
 
     def sample(count: int) -> list[np.ndarray]:
         random = np.random.default_rng([stage.seed, 2])
@@ -60,14 +55,10 @@ def teacher_embeddings(
                 continue
             some = Examples(examples.images[rows], examples.labels[rows], examples.keys[rows])
             crops = batches.scoring_batches(some, stage.task.data.crop_size)
-            network = _embedding(load_network(teacher, run))
+            network = networks.embedding_part(load_network(teacher, run))
             found.append(networks.outputs_of(network, crops)["embedding"])
         return found
 
     return TeacherEmbeddings(
         data.train.labels, examples.keys, len(data.class_names), stage.seed, labelled, sample
     )
-
-
-def _embedding(network: tf.keras.Model) -> tf.keras.Model:
-    return tf.keras.Model(network.input, {"embedding": network.output["embedding"]})

@@ -20,6 +20,7 @@ from refilled_tf import predictions, storage, teacher_cache
 from refilled_tf.data import batches, unlabelled
 from refilled_tf.data.task import Examples, TaskData, load
 from refilled_tf.errors import DivergedError, InputError, OutOfTimeError, require
+from refilled_tf.evaluation import linear_probe
 from refilled_tf.evaluation.embedding import embedding_quality
 from refilled_tf.few_shot.base import Networks
 from refilled_tf.learners.base import Learner
@@ -65,7 +66,8 @@ def train(stage: Stage, run: Run) -> dict[str, Any]:
             facts["unlabelled_images"] = len(further.examples.labels)
             facts["left_out"] = further.scored
         storage.write_json(folder / "stage.json", facts)
-    trained, facts = (_fit if stage.objective.trains else _take)(stage, run, data)
+    way = _fit if stage.objective.trains else _refit if stage.objective.refits else _take
+    trained, facts = way(stage, run, data)
     if run.is_chief:
         for file, network in trained.items():
             with storage.replacing(folder / file) as path:
@@ -90,6 +92,22 @@ def _take(stage: Stage, run: Run, data: TaskData) -> tuple[dict[str, tf.keras.Mo
         size = stage.task.data.crop_size
         trained["model.keras"] = networks.embedding_network(stage.backbone, size)
     return trained, {"seconds": round(time.monotonic() - started, 1)}
+
+
+def _refit(stage: Stage, run: Run, data: TaskData) -> tuple[dict[str, tf.keras.Model], dict]:
+    """Does what `_fit` does, for a stage that has only its last layer fitted."""
+    started, views = time.monotonic(), stage.objective.views
+    embedding = networks.embedding_part(load_network(stage.start, run))
+    known = [outputs(stage.start, run, stage.task, "train")["embedding"][:, np.newaxis]]
+    if views:
+        known.append(
+            teacher_cache.of_views(embedding, data.train, views, stage.seed, stage.task.data)
+        )
+    probe = linear_probe.fit_raw(np.concatenate(known, axis=1), data.train.labels, stage.seed)
+    network = networks.with_classifier(embedding, len(data.class_names))
+    network.get_layer("logits").set_weights([probe.weights[-1], probe.bias[-1]])
+    facts = {"seconds": round(time.monotonic() - started, 1), "fitted": {"c": probe.c}}
+    return {"model.keras": network}, facts
 
 
 def _fit(stage: Stage, run: Run, data: TaskData) -> tuple[dict[str, tf.keras.Model], dict]:

@@ -112,7 +112,7 @@ def test_each_network_sees_the_crop_at_its_own_size(network, file):
     learner = Learner(student, RelationshipMatching(), teacher)
     learner.compile(optimizer=tiny.RECIPE.optimizer(1))
     crops = tf.random.stateless_uniform((5, SIZE, SIZE, 3), (0, 1), 0, 255)
-    batch = learner.global_batch(crops, tf.range(5), training=False)
+    batch = learner.global_batch(crops, tf.range(5), tf.range(5), training=False)
     np.testing.assert_allclose(batch.teacher["embedding"], _embeddings(network, crops), atol=1e-4)
     small = tf.image.resize(crops, (8, 8), antialias=True)
     np.testing.assert_allclose(batch.student["embedding"], student(small)["embedding"], atol=1e-5)
@@ -147,7 +147,7 @@ def test_pixels_of_a_step_are_no_larger_than_needed():
     for size, side in ((None, 8), (SIZE, SIZE)):
         dataset = batches.training_batches(examples, DATA, order, 0, size=size)
         assert dataset.element_spec[0].shape == (50, side, side, 3)
-    (small, _), (crop, _) = (
+    (small, *_), (crop, *_) = (
         next(iter(batches.training_batches(examples, DATA, order, 0, size=size)))
         for size in (None, SIZE)
     )

@@ -124,7 +124,7 @@ def _live(run, spec):
         for step, rows in enumerate(order, start=epoch * steps):
             seed = (spec.seed, step)
             view = tf.random.stateless_uniform((batch_size,), seed, maxval=VIEWS, dtype=tf.int32)
-            train_step((pixels[rows, view], data.train.labels[rows]))
+            train_step((pixels[rows, view], data.train.labels[rows], rows))
     return student.get_weights()
 
 

@@ -107,7 +107,7 @@ def test_global_centers_are_means_of_training_images(run, built):
     data, network = load(spec.task, None), load_network(spec.teacher, run)
     said = network(data.train.images.astype(np.float32), training=False)["embedding"].numpy()
     means = [said[data.train.labels == c].mean(axis=0) for c in range(len(data.class_names))]
-    (centers,) = built[0][0].teacher_centers
+    centers = built[0][0].fitted["centers"]
     np.testing.assert_allclose(centers, normalize(means), atol=1e-5)
 
 

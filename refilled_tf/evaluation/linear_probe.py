@@ -6,22 +6,24 @@ by one that was fitted on others (cross-fitting). The estimator is scikit-learn'
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
-from sklearn.preprocessing import normalize
+from sklearn.preprocessing import StandardScaler, normalize
 
 FOLDS = 5
-# Of the normalised embedding.
-C = (0.1, 1.0, 10.0, 100.0)
+# Of unit vectors, and of numbers of unit variance.
+C_OF_UNIT = (0.1, 1.0, 10.0, 100.0)
+C_OF_STANDARD = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 TEMPERATURES = np.geomspace(0.1, 10.0, 41)
 
 
 class LinearProbe(NamedTuple):
-    """Classifiers of l2-normalised embeddings: logits = x·weights[f] + bias[f].
+    """Classifiers: logits = x·weights[f] + bias[f].
 
     Attributes:
         weights: [F + 1, d, C] float32; f < F was fitted without the images of fold f, the last one
@@ -44,23 +46,41 @@ class LinearProbe(NamedTuple):
 
 
 def fit(embeddings: np.ndarray, labels: np.ndarray, seed: int) -> LinearProbe:
-    """Fits logistic regressions, whose penalty and temperature are chosen by cross-validation.
+    """Fits logistic regressions to l2-normalised embeddings.
 
-    Both are those of the lowest negative log-likelihood of held-out images: what is taught are
-    probabilities, not answers.
+    Penalty and temperature are those of the lowest negative log-likelihood of images that are held
+    out in cross-validation: what is taught are probabilities, not answers.
 
     Args:
-        embeddings: [N, V, d] of V views of each labelled image, the first one un-augmented. They
-            are l2-normalised here.
+        embeddings: [N, V, d] of V views of each labelled image, the first one un-augmented.
         labels: [N] int, 0 … C-1, all of which occur.
         seed: of the folds.
 
     Returns:
-        The classifiers.
+        Classifiers of l2-normalised embeddings.
     """
-    classes = len(np.unique(labels))
     flat = normalize(embeddings.reshape(-1, embeddings.shape[-1])).astype(np.float64)
-    inputs = flat.reshape(embeddings.shape)
+    return _cross_fitted(flat.reshape(embeddings.shape), labels, C_OF_UNIT, seed)
+
+
+def fit_raw(embeddings: np.ndarray, labels: np.ndarray, seed: int) -> LinearProbe:
+    """Does what `fit` does for embeddings as they are, which a dense layer takes.
+
+    Every dimension is standardised before, and this is made part of the weights afterwards.
+    """
+    flat = embeddings.reshape(-1, embeddings.shape[-1]).astype(np.float64)
+    scaler = StandardScaler().fit(flat)
+    inputs = scaler.transform(flat).reshape(embeddings.shape)
+    found = _cross_fitted(inputs, labels, C_OF_STANDARD, seed)
+    weights = found.weights / scaler.scale_[:, np.newaxis]
+    bias = found.bias - scaler.mean_ @ weights
+    return found._replace(weights=weights.astype(np.float32), bias=bias.astype(np.float32))
+
+
+def _cross_fitted(
+    inputs: np.ndarray, labels: np.ndarray, choices: Sequence[float], seed: int
+) -> LinearProbe:
+    classes = len(np.unique(labels))
     folds = min(FOLDS, int(np.bincount(labels).min()))
     fold = np.full(len(labels), folds if folds > 1 else 0, np.int32)
     if folds > 1:
@@ -76,12 +96,12 @@ def fit(embeddings: np.ndarray, labels: np.ndarray, seed: int) -> LinearProbe:
             logits[~part] = inputs[~part, 0] @ weights + bias
         return logits
 
-    c = 10.0
+    c = choices[len(choices) // 2]
     if parts:
         # Views of an image are much the same: one is enough to choose by.
         tried = {
             each: held_out([_fit(inputs[part, :1], labels[part], each) for part in parts])
-            for each in C
+            for each in choices
         }
         c = min(tried, key=lambda each: _calibrated(tried[each], labels)[1])
     fitted = [_fit(inputs[part], labels[part], c) for part in parts]
@@ -92,9 +112,8 @@ def fit(embeddings: np.ndarray, labels: np.ndarray, seed: int) -> LinearProbe:
         accuracy = float(np.mean(logits.argmax(axis=1) == labels))
     fitted.append(_fit(inputs, labels, c))
     weights, bias = (np.stack(each) / temperature for each in zip(*fitted, strict=True))
-    return LinearProbe(
-        weights.astype(np.float32), bias.astype(np.float32), fold, c, temperature, accuracy
-    )
+    weights, bias = weights.astype(np.float32), bias.astype(np.float32)
+    return LinearProbe(weights, bias, fold, c, temperature, accuracy)
 
 
 def _fit(inputs: np.ndarray, labels: np.ndarray, c: float) -> tuple[np.ndarray, np.ndarray]:

@@ -63,7 +63,7 @@ class Maml(EpisodicObjective):
         )
 
     def loss_of(
-        self, learner: Trainer, images: tf.Tensor, labels: tf.Tensor
+        self, learner: Trainer, images: tf.Tensor, labels: tf.Tensor, rows: tf.Tensor
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """Returns the mean loss, and accuracy, of this replica's queries after the inner steps."""
         support, query = (merge_classes(part) for part in self.support_and_query(images))

@@ -99,7 +99,8 @@ class Objective:
 
     Attributes:
         classifies: whether the network it trains has a classifier on top of the embedding.
-        trains: whether there is anything to train.
+        trains: whether there is anything to train, step by step.
+        refits: whether the network is that of Stage.start, with a last layer that is fitted anew.
         needs_teacher: whether it looks at a teacher.
         shares_classes: whether the teacher must have learnt the student's very classes.
         takes_unlabelled: whether unlabelled images are of use to it.
@@ -110,6 +111,7 @@ class Objective:
 
     classifies: ClassVar[bool] = True
     trains: ClassVar[bool] = True
+    refits: ClassVar[bool] = False
     needs_teacher: ClassVar[bool] = False
     shares_classes: ClassVar[bool] = False
     takes_unlabelled: ClassVar[bool] = False

@@ -8,10 +8,12 @@ from typing import ClassVar
 import gin
 import tensorflow as tf
 
-from refilled_tf.errors import require, require_not_negative, require_positive
+from refilled_tf.errors import require, require_not_negative, require_positive, require_whole
 from refilled_tf.learners.base import GlobalBatch, Objective, check_each, take_each
-from refilled_tf.losses.triplets import FALLBACKS, triplet_kl
+from refilled_tf.losses.distances import l2_normalize, pairwise_distances
+from refilled_tf.losses.triplets import FALLBACKS, nearest_neighbors, triplet_kl
 from refilled_tf.losses.tuples import tuple_kl
+from refilled_tf.recipe import Recipe
 
 
 @gin.register
@@ -29,6 +31,9 @@ class RelationshipMatching(Objective):
             "farthest" negative. Triplets only.
         margin: of tuples, in units of distance between normalised embeddings.
         teacher_weights: what each of several teachers counts; None for all the same.
+        neighbors: k for matching without labels: an anchor's positives are then its k nearest in
+            the teacher's embedding of the batch, and those that it is so near to; all others are
+            negatives. 0 goes by labels.
     """
 
     classifies: ClassVar[bool] = False
@@ -42,8 +47,10 @@ class RelationshipMatching(Objective):
     fallback: str = "skip"
     margin: float = 0.2
     teacher_weights: tuple[float, ...] | None = None
+    neighbors: int = 0
 
     def __post_init__(self):
+        require_whole("RelationshipMatching.neighbors", self.neighbors, least=0)
         take_each(self)
         require_not_negative(self, "weight")
         require_positive(self, "tau_student", "margin")
@@ -56,13 +63,32 @@ class RelationshipMatching(Objective):
             f"RelationshipMatching.fallback={self.fallback!r} must be one of {FALLBACKS}",
         )
 
+    @property
+    def takes_unlabelled(self) -> bool:
+        """Where it goes by the teacher's neighbours."""
+        return self.neighbors > 0
+
+    def check_batches(self, recipe: Recipe, replicas: int) -> None:
+        """Refuses more neighbours than a batch holds."""
+        require(
+            self.neighbors < recipe.batch_size - 1,
+            f"RelationshipMatching.neighbors={self.neighbors} must leave negatives in a batch of "
+            f"Recipe.batch_size={recipe.batch_size}",
+        )
+
     def check_teachers(self, count: int) -> None:
         """Takes several, whose p_ijk are averaged."""
         check_each(self, count)
 
     def __call__(self, batch: GlobalBatch) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """Returns the weighted loss, the bare mean KL and the number of triplets or tuples."""
-        what = batch.student["embedding"], batch.teacher_embeddings, batch.labels
+        relatives = batch.labels
+        if self.neighbors:
+            distances = [
+                pairwise_distances(l2_normalize(each)) for each in batch.teacher_embeddings
+            ]
+            relatives = nearest_neighbors(tf.add_n(distances), self.neighbors)
+        what = batch.student["embedding"], batch.teacher_embeddings, relatives
         options = {"tau_teacher": self.tau_teacher, "tau_student": self.tau_student}
         options["teacher_weights"] = self.teacher_weights
         if self.relation == "triplet":

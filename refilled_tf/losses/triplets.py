@@ -31,7 +31,8 @@ def same_class(labels: tf.Tensor) -> tf.Tensor:
     """Which examples share a class.
 
     Args:
-      labels: Tensor [B], integers (or anything `tf.equal` compares).
+      labels: Tensor [B], integers (or anything `tf.equal` compares); or bool Tensor [B, B] that
+        says it already, such as of `nearest_neighbors`.
 
     Returns:
       bool Tensor [B, B], True on the diagonal.
@@ -40,8 +41,27 @@ def same_class(labels: tf.Tensor) -> tf.Tensor:
       ValueError: `labels` is known not to be a vector.
     """
     labels = tf.convert_to_tensor(labels)
+    if labels.dtype == tf.bool and labels.shape.rank == 2:
+        return labels
     labels.shape.assert_has_rank(1)
     return tf.equal(labels[:, tf.newaxis], labels[tf.newaxis, :])
+
+
+def nearest_neighbors(distances: tf.Tensor, count: int) -> tf.Tensor:
+    """Which examples are near each other, to take the place of classes.
+
+    Args:
+      distances: float Tensor [B, B], symmetric, zero on the diagonal.
+      count: k < B.
+
+    Returns:
+      bool Tensor [B, B], symmetric, True on the diagonal and where one of two examples is among the
+      other's k nearest; of equally distant ones the first in the batch.
+    """
+    distances = tf.linalg.set_diag(distances, tf.fill(tf.shape(distances)[:1], -1.0))
+    _, nearest = tf.math.top_k(-distances, k=count + 1)
+    near = tf.reduce_any(tf.one_hot(nearest, tf.shape(distances)[0], True, False, dtype=tf.bool), 1)
+    return tf.logical_or(near, tf.transpose(near))
 
 
 def positive_pairs(same: tf.Tensor) -> tf.Tensor:
@@ -162,7 +182,7 @@ def triplet_kl(
       student_embeddings: float Tensor [B, d_S].
       teacher_embeddings: float Tensor [B, d_T], or several teachers', whose p_ijk are averaged; the
         widths may differ. Gets no gradient.
-      labels: Tensor [B], integers.
+      labels: Tensor [B], integers; or what `same_class` makes of them.
       tau_teacher: temperature of the teacher, or of each; the paper takes 2 across tasks, 4 on
         one task.
       tau_student: temperature of the student; the paper does not smooth it.

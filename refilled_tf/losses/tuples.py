@@ -40,7 +40,7 @@ def tuple_kl(
       student_embeddings: float Tensor [B, d_S].
       teacher_embeddings: float Tensor [B, d_T], or several teachers', whose distributions are
         averaged; gets no gradient.
-      labels: Tensor [B], integers.
+      labels: Tensor [B], integers; or what `same_class` makes of them.
       tau_teacher: temperature of the teacher, or of each.
       tau_student: temperature of the student.
       teacher_weights: what each of several teachers counts; None for all the same.

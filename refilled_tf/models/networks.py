@@ -46,6 +46,13 @@ def classifier(backbone: Backbone, image_size: int, num_classes: int) -> tf.kera
     return tf.keras.Model(images, {"embedding": embedding, "logits": logits}, name="classifier")
 
 
+def embedding_part(network: tf.keras.Model) -> tf.keras.Model:
+    """Returns a network on the same weights that has no output but the embedding."""
+    return tf.keras.Model(
+        network.input, {"embedding": network.output["embedding"]}, name="embedding_network"
+    )
+
+
 def with_classifier(network: tf.keras.Model, num_classes: int) -> tf.keras.Model:
     """Returns a copy of an embedding network, with a top layer of zeros: {"embedding", "logits"}.
 

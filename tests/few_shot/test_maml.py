@@ -74,7 +74,9 @@ def _reference(learner, images):
 
 def test_loss_is_the_plain_loops(learner):
     images = _images(2)
-    loss, parts = OBJECTIVE.loss_of(learner, tf.constant(images), tf.zeros(len(images), tf.int32))
+    loss, parts = OBJECTIVE.loss_of(
+        learner, tf.constant(images), *[tf.zeros(len(images), tf.int32)] * 2
+    )
     wanted, hits = _reference(learner, images)
     assert float(loss) == pytest.approx(wanted, rel=1e-4)
     assert float(parts["train_accuracy"]) == pytest.approx(hits.mean())
@@ -119,7 +121,9 @@ def _plain_gradient(variables, images, of_gradients):
 def test_gradient_is_of_second_order(learner):
     images, variables = _images(2), _variables(learner)
     with tf.GradientTape() as tape:
-        loss, _ = OBJECTIVE.loss_of(learner, tf.constant(images), tf.zeros(len(images), tf.int32))
+        loss, _ = OBJECTIVE.loss_of(
+            learner, tf.constant(images), *[tf.zeros(len(images), tf.int32)] * 2
+        )
     gradients = tape.gradient(loss, variables)
     second = _plain_gradient(variables, images, tf.identity)
     first = _plain_gradient(variables, images, tf.stop_gradient)

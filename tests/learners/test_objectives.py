@@ -14,7 +14,7 @@ import tiny
 
 from refilled_tf.errors import InputError
 from refilled_tf.learners.attention import AttentionTransfer
-from refilled_tf.learners.base import GlobalBatch, Learner, Objective
+from refilled_tf.learners.base import GlobalBatch, Learner, Objective, TeacherEmbeddings
 from refilled_tf.learners.cross_entropy import CrossEntropy
 from refilled_tf.learners.distillation import Distillation
 from refilled_tf.learners.fitnet import FitNet
@@ -59,7 +59,7 @@ def _float32():
     tf.keras.mixed_precision.set_global_policy("float32")
 
 
-def _evaluate(objective, centers=None, adapted=None):
+def _evaluate(objective, fitted=None, adapted=None):
     student = {"embedding": tf.constant(STUDENT)}
     if objective.classifies:
         student["logits"] = tf.constant(LOGITS)
@@ -70,7 +70,7 @@ def _evaluate(objective, centers=None, adapted=None):
         student[name] = tf.constant(STUDENT_FEATURES[name])
         teacher[name] = tf.constant(TEACHER_FEATURES[name])
     epoch = tf.constant(float(EPOCH))
-    batch = GlobalBatch(tf.constant(LABELS), student, teacher, centers, epoch, adapted)
+    batch = GlobalBatch(tf.constant(LABELS), student, teacher, fitted or {}, epoch, adapted)
     loss, parts = objective(batch)
     assert tuple(parts) == objective.parts
     return float(loss), {name: float(value) for name, value in parts.items()}
@@ -123,7 +123,8 @@ def test_local_distillation(centers):
     kl = float(local_kl(LOGITS, TEACHER, LABELS, tau_teacher=3.0, tau_student=1.5, centers=fixed))
     weight = 20 * np.exp(-0.15)
     loss, parts = _evaluate(
-        LocalDistillation(weight=20.0, tau_teacher=3.0, tau_student=1.5, centers=centers), fixed
+        LocalDistillation(weight=20.0, tau_teacher=3.0, tau_student=1.5, centers=centers),
+        {} if fixed is None else {"centers": fixed},
     )
     assert loss == pytest.approx(_numpy_cross_entropy() + weight * kl, rel=1e-6)
     assert parts == pytest.approx(
@@ -307,6 +308,19 @@ HALF_PRECISION = [
     *((name, "mixed_bfloat16") for name in ("tuples", "rkd", "joint")),
 ]
 IMAGES = RANDOM.uniform(0, 255, (8, 8, 8, 3)).astype(np.float32)
+ROWS = np.arange(8, dtype=np.int32)
+
+
+def _known(embeddings):
+    """What objectives are told of a teacher whose embeddings [N, V, d] are these."""
+    return TeacherEmbeddings(
+        LABELS,
+        np.arange(len(LABELS)).astype(str),
+        5,
+        0,
+        lambda views: [embeddings[:, : 1 + views]],
+        lambda count: [embeddings[:count, 0]],
+    )
 
 
 def _learner(objective, recipe=tiny.RECIPE, steps_per_epoch=1):
@@ -320,12 +334,13 @@ def _learner(objective, recipe=tiny.RECIPE, steps_per_epoch=1):
     if objective.needs_teacher:
         classes = 5 if objective.shares_classes else 3
         teacher = networks.classifier(tiny.TinyNetwork(5), 8, classes)
-    centers = tf.constant(RANDOM.normal(size=(5, 45)), tf.float32)
+    embeddings = RANDOM.normal(size=(len(LABELS), 1, 45)).astype(np.float32)
+    fitted = objective.fit_teacher(_known(embeddings))
     learner = Learner(
         student,
         objective,
         teacher,
-        centers if objective.needs_teacher_centers else None,
+        fitted,
         recipe.weight_decay,
         steps_per_epoch,
         recipe.embedding_rate,
@@ -335,7 +350,7 @@ def _learner(objective, recipe=tiny.RECIPE, steps_per_epoch=1):
 
 
 def _fit(learner, steps, epochs=1):
-    data = tf.data.Dataset.from_tensors((IMAGES, LABELS)).repeat()
+    data = tf.data.Dataset.from_tensors((IMAGES, LABELS, ROWS)).repeat()
     return learner.fit(data, steps_per_epoch=steps, epochs=epochs, verbose=0).history
 
 
@@ -525,7 +540,7 @@ def test_variances_move_towards_the_mean_squared_errors():
     conv = learner.teacher.get_layer("conv")
     conv.set_weights([conv.get_weights()[0] * np.float32([0.1, 0.1, 10, 10, 10])])
     (alpha,) = [w for w in learner.adapter.trainable_variables if w.shape.rank == 1]
-    batch = learner.global_batch(tf.constant(IMAGES), tf.constant(LABELS), training=True)
+    batch = learner.global_batch(tf.constant(IMAGES), tf.constant(LABELS), ROWS, training=True)
     errors = np.mean(np.square(batch.adapted["conv"] - batch.teacher["conv"]), axis=(0, 1, 2))
     assert set(errors > 5) == {True, False}
 
