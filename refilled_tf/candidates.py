@@ -6,37 +6,29 @@ competition goes on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from refilled_tf import predictions, storage
-from refilled_tf.launch import launch
+import numpy as np
+
+from refilled_tf import config, experiment, predictions, storage, training
+from refilled_tf.data.task import Task, read_index, select
+from refilled_tf.launch import launch, prepare
 
 HOLDOUT = 0.2
 REFERENCE = "student_kx"  # the student alone, as long
 ALONE = (REFERENCE, "lkd_alone", "probe")
 WITH_POOL = ("lkd_pool", "probe_pool")
 FILE = "candidates.json"
-# A length that divides by the number of epochs, after each of which there is a checkpoint.
-EPOCHS = 20
+PLAN = "plan.json"
+STEPS = 6_000  # unless a budget says otherwise
+QUICK_STEPS = 600
 LEAST_STEPS = 200
-
-
-class Candidates(NamedTuple):
-    """How the candidates did.
-
-    Attributes:
-        rows: of each {"stage", "method", "accuracy", "images", and what it is "above" the student
-            alone, with the standard "error" of that}, best first.
-        winner: the best one's stage.
-    """
-
-    rows: list[dict[str, Any]]
-
-    @property
-    def winner(self) -> str:
-        return self.rows[0]["stage"]
+# After each of which there may be a checkpoint; steps are a multiple.
+EPOCHS = 20
 
 
 def names(has_pool: bool) -> list[str]:
@@ -45,7 +37,55 @@ def names(has_pool: bool) -> list[str]:
     return [name for each in trained for name in (each, f"{each}_refit")]
 
 
-def run(text: str, has_pool: bool, folder: Path, data_dir: str | None, command: str) -> Candidates:
+def planned_steps(
+    minutes: float, text: str, has_pool: bool, folder: Path, data_dir: str | None
+) -> int:
+    """Does what `steps_within` does, once: a command that is given again has the same plan."""
+    path = folder.with_name(PLAN)
+    if path.exists():
+        plan = storage.read_json(path)
+        if plan.get("minutes") == minutes:
+            return plan["steps"]
+    steps = steps_within(minutes, text, has_pool, folder, data_dir)
+    storage.write_json(path, {"minutes": minutes, "steps": steps})
+    return steps
+
+
+def steps_within(
+    minutes: float, text: str, has_pool: bool, folder: Path, data_dir: str | None
+) -> int:
+    """Finds out how many steps a training may take, by taking some.
+
+    Args:
+        minutes: for all candidates and the final trainings, from now on.
+        text: the experiment in gin.
+        has_pool: whether there are unlabelled images.
+        folder: of the candidates: a training's folder.
+        data_dir: folder of prepared TFDS datasets; None for TFDS's own.
+
+    Returns:
+        A multiple of `EPOCHS`, at least `LEAST_STEPS`.
+    """
+    started, count = time.monotonic(), len(names(has_pool)) // 2 + 2
+    slowest = names(has_pool)[-2]
+    spec = config.load_text(text, [_rows([slowest]), f"student.holdout = {HOLDOUT}"])
+    where = prepare(spec, folder, data_dir)
+    *parents, stage = spec.stages()
+    for parent in parents:
+        experiment.finish(parent, where)
+    seconds = training.pace(stage, where)
+    left = 60 * minutes - (time.monotonic() - started)
+    steps = max(LEAST_STEPS, int(left / count / seconds) // EPOCHS * EPOCHS)
+    print(
+        f"a step takes {1000 * seconds:.0f} ms on this machine: {count} trainings of {steps:,} "
+        f"steps take about {count * steps * seconds / 60:.0f} minutes, without scoring and export"
+    )
+    return steps
+
+
+def run(
+    text: str, has_pool: bool, folder: Path, data_dir: str | None, command: str
+) -> list[dict[str, Any]]:
     """Trains the candidates on a part of the training images, and scores them on the rest.
 
     Args:
@@ -56,30 +96,36 @@ def run(text: str, has_pool: bool, folder: Path, data_dir: str | None, command: 
         command: that does this.
 
     Returns:
-        As FOLDER/candidates.json holds it. Of equals, the one first among `names` is better: it is
-        the simpler one.
+        Of each its "stage", "method", "accuracy" on "images" held-out images, and what it is
+        "above" the student alone, with the standard "error" of that; best first, of equals the one
+        first among `names`, as it is the simpler one. FOLDER/candidates.json holds the same.
     """
     gin_file = folder.with_name(f"{folder.name}.gin")
     storage.write_text(gin_file, text)
     params = [_rows(names(has_pool)), f"student.holdout = {HOLDOUT}"]
-    _, where, results = launch([str(gin_file)], params, folder, data_dir, command)
-    reference = [folder / "stages" / REFERENCE]
-    found = []
+    _, _, results = launch([str(gin_file)], params, folder, data_dir, command)
+    stages, found = folder / "stages", []
     for row in results["rows"]:
-        difference = predictions.difference([folder / "stages" / row["stage"]], reference)
-        mean, error = difference or (0.0, 0.0)
+        compared = predictions.difference([stages / row["stage"]], [stages / REFERENCE])
         facts = {name: row[name] for name in ("stage", "method", "accuracy", "images")}
-        found.append(facts | {"above": mean, "error": error})
+        found.append(facts | dict(zip(("above", "error"), compared, strict=True)))
     found.sort(key=lambda row: -row["accuracy"])
     storage.write_json(folder / FILE, found)
-    return Candidates(found)
+    return found
+
+
+def training_rows(task: Task, data_dir: str | None) -> np.ndarray:
+    """Returns which images of the student's task train candidates, as rows of the dataset."""
+    return select(
+        dataclasses.replace(task, holdout=HOLDOUT), read_index(task.data.source, data_dir)
+    ).train
 
 
 def final_rows(winner: str) -> str:
-    """Returns the gin line that trains the winner on all images, beside what it is compared with."""
+    """Returns the gin line that trains the winner on all images, beside its measures."""
     return _rows(dict.fromkeys([REFERENCE, winner]), ["teacher_1nn", "teacher_lr"])
 
 
-def _rows(stages, probes: Sequence[str] = ()) -> str:
+def _rows(stages: Iterable[str], probes: Sequence[str] = ()) -> str:
     rows = [*(f"@{name}/Probe()" for name in probes), *(f"@{name}/Stage()" for name in stages)]
     return f"Experiment.rows = [{', '.join(rows)}]"

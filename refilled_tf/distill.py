@@ -2,7 +2,8 @@
 
 Writes
 
-OUTPUT/distill.gin   what the command stands for, for refilled_tf.train
+OUTPUT/candidates/   ways of training that have competed on held-out images
+OUTPUT/distill.gin   what the command stands for, with the winner, for refilled_tf.train
 OUTPUT/tuning/       trials, with --tune
 OUTPUT/training/     the training's folder
 OUTPUT/saved_model/  for TF Serving
@@ -15,9 +16,11 @@ and goes on where it was when the same command is given again.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -25,13 +28,25 @@ from absl import flags
 # The rest of the package knows nothing of exports. This program, which nothing imports, stands
 # above both and joins them.
 from export import tflite_files, tflite_model, trained, versions
-from refilled_tf import config, distill_config, distill_report, storage, teachers, tuning
+from refilled_tf import (
+    candidates,
+    config,
+    distill_config,
+    distill_report,
+    pools,
+    predictions,
+    storage,
+    teachers,
+    tuning,
+)
+from refilled_tf.data import unlabelled
 from refilled_tf.data.image_folder import ImageFolder, notes
 from refilled_tf.data.sources import Source
 from refilled_tf.data.task import Selection, Task, read_index, select
 from refilled_tf.entry import command_line, run_main
 from refilled_tf.errors import require
 from refilled_tf.launch import launch, prepare
+from refilled_tf.stage import Run
 
 FLAGS = flags.FLAGS
 
@@ -41,48 +56,20 @@ def main(argv: list[str]) -> None:
     require(len(argv) == 1, f"unexpected argument {argv[1:]}; every option is a --flag")
     output, command = Path(FLAGS.output), command_line("refilled_tf.distill")
     storage.require_writable("--output", output)
-    gin_file, work_dir = output / "distill.gin", output / "training"
-    teacher = teachers.parse(
-        FLAGS.teacher, FLAGS.teacher_layer, FLAGS.teacher_weights, FLAGS.teacher_preprocessing
-    )
-    distill_config.check_choices(FLAGS.width, FLAGS.gin_param, FLAGS.tune)
-    settings = distill_config.settings(
-        distill_config.task_of(FLAGS.images, FLAGS.data_dir),
-        teacher,
-        FLAGS.width[0],
-        FLAGS.image_size,
-    )
-    flags_of_train = [f"--gin_file={gin_file}", f"--work_dir={work_dir}"]
-    if FLAGS.data_dir:
-        flags_of_train.append(f"--data_dir={FLAGS.data_dir}")
-    opening = [
-        shlex.join(["python", "-m", "refilled_tf.train", *flags_of_train]),
-        f"Written by {command}",
-    ]
-    # What the user sets may well decide which images there are, and that how long to train.
-    task = distill_config.task_in(distill_config.gin_text([], settings, {}, FLAGS.gin_param))
-    images = len(survey(task, FLAGS.data_dir).train)
-    in_trials = len(tuning.training_rows(task, FLAGS.data_dir)) if FLAGS.tune else images
-    lengths = distill_config.schedule(images, in_trials, FLAGS.quick)
-    base = distill_config.gin_text(opening, settings, lengths, FLAGS.gin_param)
+    base, has_pool = describe(output, command)
     spec = config.load_text(base, FLAGS.gin_param)
     require(
         bool(trained.of_student(spec.stages())),
-        "Experiment.rows has no classifier of the student's to export, such as @refilled/Stage()",
+        "Experiment.rows has no classifier of the student's to export, such as @probe/Stage()",
     )
-    chosen = []
-    if FLAGS.tune:
-        if not gin_file.exists():  # else the trials are over, and work_dir is of what they chose
-            prepare(spec, work_dir, FLAGS.data_dir)
-        trials = tuning.run(
-            base, FLAGS.width, output / "tuning", FLAGS.tune, FLAGS.data_dir, command
-        )
-        chosen = tuning.chosen(trials)
-    text = base + "".join(f"{line}\n" for line in chosen)
+    gin_file, work_dir = output / "distill.gin", output / "training"
+    if not gin_file.exists():  # else all is chosen, and work_dir is of what was
+        prepare(spec, work_dir, FLAGS.data_dir)
+    text, competed, trials = choose(base, has_pool, output, command)
     write_gin_file(gin_file, text, FLAGS.gin_param, work_dir)
     _, where, results = launch([str(gin_file)], [], work_dir, FLAGS.data_dir, command)
 
-    model = trained.load(work_dir, None, FLAGS.data_dir)
+    model = trained.load(work_dir, competed[0]["stage"] if competed else None, FLAGS.data_dir)
     newer_than = where.folder(model.stage) / "model.keras"
     saved_model = output / "saved_model"
     if not _made_since(saved_model / "server", newer_than):
@@ -99,12 +86,105 @@ def main(argv: list[str]) -> None:
         size=model.stage.task.data.image_size,
         notes=image_notes(model.stage.task.data.source),
         tflite=storage.read_json(tflite / "tflite.json"),
-        trials=storage.read_json(output / "tuning" / tuning.TRIALS) if FLAGS.tune else [],
+        candidates=competed,
+        trials=trials,
         gin=gin_file.read_text(encoding="utf-8"),
         output=output,
+        gain=gain(where, model.stage.name),
     )
     storage.write_text(output / "report.html", distill_report.html(report))
     print(distill_report.line(report))
+
+
+def describe(output: Path, command: str) -> tuple[str, bool]:
+    """Turns the flags into gin, and looks at the images.
+
+    Args:
+        output: where everything goes.
+        command: that the user has given.
+
+    Returns:
+        The experiment as gin text, and whether it has unlabelled images.
+    """
+    teacher = teachers.parse(
+        FLAGS.teacher, FLAGS.teacher_layer, FLAGS.teacher_weights, FLAGS.teacher_preprocessing
+    )
+    distill_config.check_choices(FLAGS.width, FLAGS.gin_param, FLAGS.tune)
+    require(
+        FLAGS.minutes is None or not FLAGS.quick,
+        f"--minutes={FLAGS.minutes} and --quick both say how long; give one of the two",
+    )
+    pool = [pools.parse(spec, FLAGS.data_dir) for spec in FLAGS.unlabelled]
+    settings = distill_config.settings(
+        distill_config.task_of(FLAGS.images, FLAGS.data_dir),
+        teacher,
+        FLAGS.width[0],
+        FLAGS.image_size,
+        pool,
+    )
+    flags_of_train = [f"--gin_file={output / 'distill.gin'}", f"--work_dir={output / 'training'}"]
+    if FLAGS.data_dir:
+        flags_of_train.append(f"--data_dir={FLAGS.data_dir}")
+    opening = [
+        shlex.join(["python", "-m", "refilled_tf.train", *flags_of_train]),
+        f"Written by {command}",
+    ]
+    # What the user sets may well decide which images there are, and that how they are batched.
+    task = distill_config.task_in(distill_config.gin_text([], settings, {}, FLAGS.gin_param))
+    survey(task, FLAGS.data_dir)
+    further = 0
+    if pool:
+        found = unlabelled.load(dataclasses.replace(task, unlabelled=tuple(pool)), FLAGS.data_dir)
+        further = len(found.examples.labels)
+        print(f"{further} unlabelled images, without {len(found.scored)} that are tested on")
+    images = len(candidates.training_rows(task, FLAGS.data_dir))
+
+    def text(steps: int) -> str:
+        lengths = distill_config.lengths(images, further, steps, FLAGS.quick)
+        return distill_config.gin_text(opening, settings, lengths, FLAGS.gin_param)
+
+    steps = candidates.QUICK_STEPS if FLAGS.quick else candidates.STEPS
+    if FLAGS.minutes is not None:
+        steps = candidates.planned_steps(
+            FLAGS.minutes, text(steps), bool(pool), output / "candidates", FLAGS.data_dir
+        )
+    return text(steps), bool(pool)
+
+
+def choose(
+    base: str, has_pool: bool, output: Path, command: str
+) -> tuple[str, list[dict[str, Any]], list[tuning.Trial]]:
+    """Has the candidates compete, unless the user has chosen rows, and tunes the winner.
+
+    Returns:
+        The experiment of the final training as gin text, the candidates, best first, or [], and the
+        trials of --tune.
+    """
+    text, competed, trials = base, [], []
+    chosen = {config.option_of(param) for param in FLAGS.gin_param}
+    if "Experiment.rows" not in chosen:
+        folder = output / "candidates"
+        competed = candidates.run(base, has_pool, folder, FLAGS.data_dir, command)
+        print(distill_report.competition(competed))
+        text += candidates.final_rows(competed[0]["stage"]) + "\n"
+    if FLAGS.tune:
+        trials = tuning.run(
+            text, FLAGS.width, output / "tuning", FLAGS.tune, FLAGS.data_dir, command
+        )
+        text += "".join(f"{line}\n" for line in tuning.chosen(trials))
+    return text, competed, trials
+
+
+def gain(where: Run, exported: str) -> tuple[float, float] | None:
+    """Returns what the exported stage is above the student alone, with its standard error.
+
+    As shares of the test images; None where there is nothing to compare.
+    """
+    stages = where.work_dir / "stages"
+    reference = stages / candidates.REFERENCE
+    if exported == candidates.REFERENCE or not (reference / predictions.FILE).is_file():
+        return None
+    return predictions.difference([stages / exported], [reference])
 
 
 def survey(task: Task, data_dir: str | None) -> Selection:
@@ -190,7 +270,9 @@ if __name__ == "__main__":
     )
     flags.DEFINE_integer("image_size", 96, "Side of the student's images in pixels.")
     flags.DEFINE_string("output", None, "Where everything goes.", required=True)
-    flags.DEFINE_bool("quick", False, "A few epochs, for a first look.")
+    flags.DEFINE_multi_string("unlabelled", [], f"Images without labels: {pools.ACCEPTED}.")
+    flags.DEFINE_float("minutes", None, "About how long all trainings may take.", 1)
+    flags.DEFINE_bool("quick", False, "A tenth of the steps, for a first look.")
     flags.DEFINE_integer("tune", 0, "Trials that choose weights, temperatures and rate.", 0)
     flags.DEFINE_multi_string("gin_param", [], "A single setting, such as 'Recipe.epochs = 10'.")
     flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS datasets; TFDS's own if unset.")

@@ -8,18 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from refilled_tf import config, teachers, tuning
+from refilled_tf import candidates, config, pools, teachers, tuning
 from refilled_tf.data.image_folder import ImageFolder
-from refilled_tf.data.sources import Source, TfdsSource
+from refilled_tf.data.sources import Source
 from refilled_tf.data.splits import SharedClasses
 from refilled_tf.data.task import Data, Task, student
-from refilled_tf.errors import InputError, require
+from refilled_tf.errors import require
 from refilled_tf.models import networks
 
 BASE = "methods/own_images.gin"
 TRAIN_FRACTION = 0.8
-# Names under which TFDS's datasets keep what identifies an image.
-KEYS = ("image/filename", "file_name", "filename", "id", "image/id", "key", "name")
 
 
 def task_of(images: str, data_dir: str | None) -> Task:
@@ -43,25 +41,13 @@ def task_of(images: str, data_dir: str | None) -> Task:
             re.fullmatch(r"\w+(:[\d.]+)?", images) is not None,
             f"--images={images} is neither a folder nor the name of a TFDS dataset",
         )
-        source = _tfds_source(images, data_dir)
+        source = pools.tfds_source("--images", images, data_dir)
+        require(
+            "train" in source.builder(data_dir).info.splits,
+            f"--images={images} has no split train, from which a student could learn",
+        )
         split = len(source.splits) > 1
     return student(Data(source, SharedClasses(), train_fraction=None if split else TRAIN_FRACTION))
-
-
-def _tfds_source(name: str, data_dir: str | None) -> TfdsSource:
-    try:
-        info = TfdsSource(name).builder(data_dir).info
-    except InputError as error:
-        raise InputError(f"--images={name} is no folder, and {error}") from error
-    key = next((key for key in KEYS if key in info.features), None)
-    require(
-        key is not None and {"image", "label"} <= info.features.keys() and "train" in info.splits,
-        f"--images={name}: of a TFDS dataset, the features image, label and one of "
-        f"{', '.join(KEYS)} and the split train are needed; it has "
-        f"{', '.join(info.features)} and {', '.join(info.splits)}",
-    )
-    scored = next((split for split in ("test", "validation") if split in info.splits), None)
-    return TfdsSource(name, splits=("train", scored) if scored else ("train",), key=key)
 
 
 def check_choices(widths: Sequence[float], params: Sequence[str], tune: int) -> None:
@@ -88,7 +74,13 @@ def check_choices(widths: Sequence[float], params: Sequence[str], tune: int) -> 
         )
 
 
-def settings(task: Task, teacher: teachers.Teacher, width: float, image_size: int) -> list[str]:
+def settings(
+    task: Task,
+    teacher: teachers.Teacher,
+    width: float,
+    image_size: int,
+    unlabelled: Sequence[Task | Source] = (),
+) -> list[str]:
     """Writes what the command's options mean in gin, after methods/own_images.gin.
 
     Args:
@@ -96,6 +88,7 @@ def settings(task: Task, teacher: teachers.Teacher, width: float, image_size: in
         teacher: as `teachers.parse` returns it.
         width: of the student, a width multiplier.
         image_size: side of the student's images in pixels.
+        unlabelled: as `pools.parse` returns them.
 
     Returns:
         Single settings.
@@ -111,6 +104,7 @@ def settings(task: Task, teacher: teachers.Teacher, width: float, image_size: in
         *teachers.gin_lines(teacher),
         *_fine_tune_lines(teacher),
         f"student/MobileNet.width = {width}",
+        *(pools.gin_lines(unlabelled, candidates.WITH_POOL) if unlabelled else ()),
     ]
 
 
@@ -129,7 +123,7 @@ def gin_text(
     Args:
         opening: of comments, each of a line or several.
         params: as `settings` returns them.
-        lengths: as `schedule` returns them.
+        lengths: as the function of that name returns them.
         given: single settings of the user's, which come last.
 
     Returns:
@@ -189,21 +183,21 @@ def view_size(teacher: teachers.Teacher, image_size: int) -> int:
     return max(image_size, network.input_shape[1] or image_size)
 
 
-def schedule(training_images: int, in_trials: int, quick: bool) -> dict[str, Any]:
-    """Returns settings of length, so that a few hundred images take minutes on a laptop.
+def lengths(images: int, unlabelled: int, steps: int, quick: bool) -> dict[str, Any]:
+    """Returns the settings that go with a number of steps and of images.
 
     Args:
-        training_images: how many there are.
-        in_trials: how many of them train when some are held out for tuning; all without tuning.
+        images: labelled ones that train, without those that candidates are scored on.
+        unlabelled: unlabelled ones.
+        steps: of a training; a multiple of `candidates.EPOCHS`.
         quick: whether a first look is all that is wanted.
     """
-    # About 3,000 steps: with fewer a student is far from convergence.
-    epochs = min(100, max(20, 100_000 // training_images))
     return {
-        "Recipe.epochs": epochs // 5 if quick else epochs,
-        "Recipe.batch_size": min(32, in_trials),
-        # A large teacher is asked up to 8,000 times beforehand, and not in every step.
-        "teacher_cache.views": 2 if quick else min(8, max(2, 8_000 // training_images)),
+        "Recipe.steps": steps,
+        "Recipe.epochs": candidates.EPOCHS,
+        "Recipe.batch_size": min(64 if unlabelled else 32, images),
+        # A large teacher is asked about 16,000 times beforehand, and not in every step.
+        "teacher_cache.views": 2 if quick else min(8, max(2, 16_000 // (images + unlabelled))),
     }
 
 

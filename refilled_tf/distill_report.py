@@ -36,9 +36,13 @@ class Report:
         data: its images and classes.
         notes: what is odd about the images.
         tflite: what tflite.json holds.
+        candidates: that have competed on held-out images, as `candidates.run` returns them; none
+            where the user has chosen rows.
         trials: of tuning; none without.
         gin: text of the gin file.
         output: the folder of all files.
+        gain: what the exported row is above the student alone on the test images, and the standard
+            error of that, as shares; None where there is nothing to compare.
     """
 
     command: str
@@ -49,9 +53,11 @@ class Report:
     data: TaskData
     notes: Sequence[str]
     tflite: dict[str, Any]
+    candidates: Sequence[dict[str, Any]]
     trials: Sequence[dict[str, Any]]
     gin: str
     output: Path
+    gain: tuple[float, float] | None = None
 
     @property
     def row(self) -> dict[str, Any]:
@@ -72,6 +78,23 @@ def line(what: Report) -> str:
     )
 
 
+def competition(candidates: Sequence[dict[str, Any]]) -> str:
+    """Lists how candidates did on held-out images, best first."""
+    lines = [
+        (row["method"], _percent(row["accuracy"]), points(row["above"], row["error"]))
+        for row in candidates
+    ]
+    images = candidates[0]["images"]
+    return report.markdown(
+        ("Candidate", f"right of {images} held-out images", "above the student alone"), lines
+    )
+
+
+def points(mean: float, error: float) -> str:
+    """Writes a difference of shares, and its standard error, in points."""
+    return f"{100 * mean:+.1f} ± {100 * error:.1f}"
+
+
 def html(what: Report) -> str:
     """Writes the page.
 
@@ -83,6 +106,7 @@ def html(what: Report) -> str:
     return pages.render(
         "distill.html",
         percent=_percent,
+        points=points,
         standard_error=standard_error,
         what=what,
         output=shlex.quote(str(what.output)),

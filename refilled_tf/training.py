@@ -23,7 +23,7 @@ from refilled_tf.errors import DivergedError, InputError, OutOfTimeError, requir
 from refilled_tf.evaluation import linear_probe
 from refilled_tf.evaluation.embedding import embedding_quality
 from refilled_tf.few_shot.base import Networks
-from refilled_tf.learners.base import Learner
+from refilled_tf.learners.base import Learner, TeacherEmbeddings
 from refilled_tf.learners.cross_entropy import accuracy
 from refilled_tf.models import networks
 from refilled_tf.models.embedding_files import EmbeddingFile
@@ -94,6 +94,48 @@ def _take(stage: Stage, run: Run, data: TaskData) -> tuple[dict[str, tf.keras.Mo
     return trained, {"seconds": round(time.monotonic() - started, 1)}
 
 
+def pace(stage: Stage, run: Run, steps: int = 20) -> float:
+    """Measures how many seconds a step of a stage takes on this machine.
+
+    Args:
+        stage: whose teachers are finished. Its own folder is not looked at, but what the teacher
+            says of its views stays cached.
+        run: where.
+        steps: over how many.
+    """
+    data = load(stage.task, run.data_dir)
+    examples = _examples(stage, run, data)
+    views = teacher_cache.views(stage, run, examples)
+    fitted = stage.objective.fit_teacher(teacher_embeddings(stage, run, data, examples, views))
+    learner, _ = _build(stage, run, data, examples, fitted)
+    dataset = _distributed_batches(stage, run, examples, views, 0, steps)
+    clock = _Clock()
+    learner.fit(dataset, steps_per_epoch=steps, epochs=2, callbacks=[clock], verbose=0)
+    # The first epoch holds the tracing.
+    return clock.seconds[1] / steps
+
+
+class _Clock(tf.keras.callbacks.Callback):
+    """Times epochs."""
+
+    def __init__(self):
+        super().__init__()
+        self.seconds: list[float] = []
+
+    def on_epoch_begin(self, epoch: int, logs=None) -> None:
+        self._started = time.monotonic()
+
+    def on_epoch_end(self, epoch: int, logs=None) -> None:
+        self.seconds.append(time.monotonic() - self._started)
+
+
+def _examples(stage: Stage, run: Run, data: TaskData) -> Examples:
+    """Returns the training images, the labelled ones first."""
+    if not stage.task.unlabelled:
+        return data.train
+    return unlabelled.joined([data.train, unlabelled.load(stage.task, run.data_dir).examples])
+
+
 def _refit(stage: Stage, run: Run, data: TaskData) -> tuple[dict[str, tf.keras.Model], dict]:
     """Does what `_fit` does, for a stage that has only its last layer fitted."""
     started, views = time.monotonic(), stage.objective.views
@@ -112,12 +154,10 @@ def _refit(stage: Stage, run: Run, data: TaskData) -> tuple[dict[str, tf.keras.M
 
 def _fit(stage: Stage, run: Run, data: TaskData) -> tuple[dict[str, tf.keras.Model], dict]:
     """Trains; returns networks by the names of their files, and what result.json says of them."""
-    examples = data.train
-    if stage.task.unlabelled:
-        further = unlabelled.load(stage.task, run.data_dir).examples
-        examples = unlabelled.joined([examples, further])
+    examples = _examples(stage, run, data)
     views = teacher_cache.views(stage, run, examples)
-    learner, steps = _build(stage, run, data, examples, views)
+    fitted = _fitted(stage, run, teacher_embeddings(stage, run, data, examples, views))
+    learner, steps = _build(stage, run, data, examples, fitted)
     progress = _Progress(stage, run, learner, steps)
     first, total = progress.finished_epochs, stage.recipe.total_epochs
     if first < total:
@@ -206,12 +246,10 @@ def _copies(learner: Learner) -> dict[str, tf.keras.Model]:
 
 
 def _build(
-    stage: Stage, run: Run, data: TaskData, examples: Examples, views: batches.Views | None
+    stage: Stage, run: Run, data: TaskData, examples: Examples, fitted: dict[str, np.ndarray]
 ) -> tuple[Learner, int]:
     """Builds the learner in the strategy's scope; returns it and the steps of an epoch."""
     recipe, size = stage.recipe, stage.task.data.image_size
-    fitted = _fitted(stage, run, data, examples, views)
-    # Here, as fitting may have drawn random numbers.
     # Initial weights come from the seed alone, not from what ran before in this process.
     tf.keras.utils.set_random_seed(stage.seed)
     with run.strategy.scope(), _precision(recipe.precision):
@@ -249,17 +287,12 @@ def _steps_per_epoch(stage: Stage, examples: Examples) -> int:
     return len(batches.epoch_order(labels, labelled, stage.seed, 0, recipe.classes_per_batch))
 
 
-def _fitted(
-    stage: Stage, run: Run, data: TaskData, examples: Examples, views: batches.Views | None
-) -> dict[str, np.ndarray]:
+def _fitted(stage: Stage, run: Run, known: TeacherEmbeddings) -> dict[str, np.ndarray]:
     """Has the objective learn about its teachers, or finds what it has learnt before."""
     path = run.folder(stage) / FITTED
-    if run.is_chief and not path.exists():
-        known = teacher_embeddings(stage, run, data, examples, views)
-        found = stage.objective.fit_teacher(known)
-        if found:
-            with storage.replacing(path) as file:
-                np.savez(file, **found)
+    if run.is_chief and not path.exists() and (found := stage.objective.fit_teacher(known)):
+        with storage.replacing(path) as file:
+            np.savez(file, **found)
     run.wait_for_all()
     if not path.exists():
         return {}

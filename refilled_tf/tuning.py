@@ -7,38 +7,29 @@ killed one goes on from its last epoch, and more trials go on where fewer have e
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
 
-from refilled_tf import storage
-from refilled_tf.data.task import Task, read_index, select
+from refilled_tf import candidates, config, storage
 from refilled_tf.errors import DivergedError, require
 from refilled_tf.launch import launch
+from refilled_tf.stage import Stage
 
 TRIALS = "trials.json"
-# By name in gin: the smallest and the largest value, searched on a logarithmic scale.
+# By name in gin: the smallest, the first and the largest value, searched on a logarithmic scale.
 RANGES = {
-    "RelationshipMatching.weight": (1.0, 300.0),
-    "RelationshipMatching.tau_teacher": (0.5, 8.0),
-    "LocalDistillation.weight": (0.03, 10.0),
-    "LocalDistillation.tau_teacher": (0.5, 8.0),
-    "Recipe.learning_rate": (0.01, 0.3),
-}
-# Where the search begins.
-FIRST = {
-    "RelationshipMatching.weight": 30.0,
-    "RelationshipMatching.tau_teacher": 2.0,
-    "LocalDistillation.weight": 2.0,
-    "LocalDistillation.tau_teacher": 2.0,
-    "Recipe.learning_rate": 0.1,
+    "RelationshipMatching.weight": (1.0, 30.0, 300.0),
+    "RelationshipMatching.tau_teacher": (0.5, 2.0, 8.0),
+    "LocalDistillation.weight": (0.03, 2.0, 10.0),
+    "LocalDistillation.tau_teacher": (0.5, 2.0, 8.0),
+    "ProbeDistillation.cross_entropy_weight": (0.03, 0.3, 3.0),
+    "ProbeDistillation.temperature": (0.5, 2.0, 8.0),
+    "Recipe.learning_rate": (0.01, 0.1, 0.3),
 }
 WIDTH = "student/MobileNet.width"
-HOLDOUT = 0.2
 
 Trial = dict[str, Any]
 
@@ -51,7 +42,7 @@ def run(
     data_dir: str | None,
     command: str,
 ) -> list[Trial]:
-    """Runs trials of REFILLED on a part of the training images, scored on the rest.
+    """Runs trials of the last row on a part of the training images, scored on the rest.
 
     Args:
         text: the experiment in gin.
@@ -70,21 +61,24 @@ def run(
     """
     gin_file = folder.with_name(f"{folder.name}.gin")
     storage.write_text(gin_file, text)
+    row = config.load_text(text).rows[-1]
+    chain = chain_of(row)
+    ranges = ranges_of(chain)
     trials: list[Trial] = []
 
     def accuracy(trial: optuna.Trial) -> float:
         settings = {
-            option: _rounded(trial.suggest_float(option, *ends, log=True))
-            for option, ends in RANGES.items()
+            option: _rounded(trial.suggest_float(option, least, most, log=True))
+            for option, (least, _, most) in ranges.items()
         }
         if len(widths) > 1:
             settings[WIDTH] = trial.suggest_categorical(WIDTH, widths)
         name = f"trial_{trial.number:03d}"
         params = [
-            "Experiment.rows = [@refilled/Stage()]",
-            f"student.holdout = {HOLDOUT}",
-            f"triplet/Stage.name = '{name}_triplet'",
-            f"refilled/Stage.name = '{name}'",
+            f"Experiment.rows = [@{row.name}/Stage()]",
+            f"student.holdout = {candidates.HOLDOUT}",
+            *(f"{stage.name}/Stage.name = '{name}_{stage.name}'" for stage in chain[1:]),
+            f"{row.name}/Stage.name = '{name}'",
             *(f"{option} = {value}" for option, value in settings.items()),
         ]
         try:
@@ -92,27 +86,32 @@ def run(
         except DivergedError as error:
             print(f"{name}: {error}")
             raise
-        (row,) = results["rows"]
-        facts = {"accuracy": row["accuracy"], "images": row["images"]}
+        (scored,) = results["rows"]
+        facts = {"accuracy": scored["accuracy"], "images": scored["images"]}
         trials.append({"name": name, "settings": settings} | facts)
         storage.write_json(folder / TRIALS, trials)
-        found = f"{100 * row['accuracy']:.2f} % of {row['images']} validation images"
+        found = f"{100 * scored['accuracy']:.2f} % of {scored['images']} validation images"
         print(f"{name}: {found}, {settings}")
-        return row["accuracy"]
+        return scored["accuracy"]
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0))
-    study.enqueue_trial(FIRST | ({WIDTH: widths[0]} if len(widths) > 1 else {}))
+    first = {option: start for option, (_, start, _) in ranges.items()}
+    study.enqueue_trial(first | ({WIDTH: widths[0]} if len(widths) > 1 else {}))
     study.optimize(accuracy, n_trials=count, catch=DivergedError)
     require(len(trials) > 0, f"--tune={count}: none of the trials kept a finite loss, see above")
     return trials
 
 
-def training_rows(task: Task, data_dir: str | None) -> np.ndarray:
-    """Returns which images of the student's task train in a trial, as rows of the dataset."""
-    return select(
-        dataclasses.replace(task, holdout=HOLDOUT), read_index(task.data.source, data_dir)
-    ).train
+def chain_of(row: Stage) -> list[Stage]:
+    """Returns a row and the student's stages that it starts from, each before its start."""
+    return [row, *(chain_of(row.start) if row.start else ())]
+
+
+def ranges_of(chain: Sequence[Stage]) -> dict[str, tuple[float, float, float]]:
+    """Returns those of `RANGES` that stages take."""
+    kinds = {type(part).__name__ for stage in chain for part in (stage.objective, stage.recipe)}
+    return {option: r for option, r in RANGES.items() if option.partition(".")[0] in kinds}
 
 
 def chosen(trials: list[Trial]) -> list[str]:
