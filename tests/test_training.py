@@ -17,20 +17,25 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
+from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestCentroid
-from sklearn.preprocessing import normalize
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler, normalize
 
-from refilled_tf import predictions, training
-from refilled_tf.data import batches
+from refilled_tf import predictions, storage, training
+from refilled_tf.data import batches, unlabelled
 from refilled_tf.data.episodes import Episodes
-from refilled_tf.data.task import Task, load
+from refilled_tf.data.sources import Digits
+from refilled_tf.data.task import Task, load, read_index
 from refilled_tf.errors import InputError
 from refilled_tf.few_shot.base import Protocol, Selection
 from refilled_tf.few_shot.feat import AdaptedPrototypes, Feat
 from refilled_tf.learners.base import Learner
 from refilled_tf.learners.local import LocalDistillation
+from refilled_tf.learners.probe import ProbeDistillation
+from refilled_tf.learners.refit import Refit
 from refilled_tf.recipe import Recipe
-from refilled_tf.stage import load_head, load_network
+from refilled_tf.stage import TeacherCache, load_head, load_network, outputs
 
 pytestmark = pytest.mark.slow
 
@@ -386,3 +391,97 @@ def test_killed_run_ends_bit_identical(tmp_path):
         one, other = (json.loads(path.read_text()) for path in results)
         for key in ("accuracy", "embedding", "training", "epochs"):
             assert one.get(key) == other.get(key), (name, key)
+
+
+# ---- unlabelled images ---------------------------------------------------------------------
+
+POOL = Task(tiny.DATA, "student", unlabelled=(Task(tiny.DATA, "teacher"),))
+
+
+def _pooled(**changes):
+    recipe = dataclasses.replace(tiny.RECIPE, epochs=3, steps=12)
+    return tiny.first(objective=ProbeDistillation(), task=POOL, recipe=recipe, **changes)
+
+
+def test_unlabelled_images_are_counted_and_the_probe_reported(run):
+    spec = _pooled()
+    result = training.train(spec, run)
+    assert result["epochs"] == 3
+    assert set(result["fitted"]) == {"probe_c", "probe_temperature", "probe_accuracy"}
+    facts = storage.read_json(run.folder(spec) / "stage.json")
+    assert facts["unlabelled_images"] == len(load(Task(tiny.DATA, "teacher"), None).train.labels)
+    assert facts["left_out"] == []
+
+
+def test_steps_are_dealt_out_to_epochs(run, built):
+    training.train(_pooled(), run)
+    assert built[0][0].steps_per_epoch == 4
+    assert built[0][0].optimizer.iterations == 12
+
+
+def test_labels_of_unlabelled_images_are_not_read(run, monkeypatch):
+    """A source that says others of the very same images gives the same weights, to the bit."""
+    everything = dataclasses.replace(POOL, unlabelled=(Digits(),))
+    spec = dataclasses.replace(_pooled(), task=everything)
+    caches = (unlabelled.load, load, read_index)
+    training.train(spec, run)
+    weights = tiny.saved_weights(run.work_dir, "first")
+    index_of = Digits.index
+
+    def scrambled(source, data_dir=None):
+        index = index_of(source, data_dir)
+        labels, others = index.labels.copy(), index.labels < 5
+        labels[others] = np.random.default_rng(0).permutation(labels[others])
+        return index._replace(labels=labels)
+
+    monkeypatch.setattr(Digits, "index", scrambled)
+    for cached in caches:
+        cached.cache_clear()
+    shutil.rmtree(run.folder(spec))
+    training.train(spec, run)
+    for cached in caches:
+        cached.cache_clear()
+    assert tiny.largest_difference(weights, tiny.saved_weights(run.work_dir, "first")) == 0
+
+
+@pytest.mark.parametrize("views", [0, 2])
+def test_resumed_stage_with_unlabelled_images_is_the_unbroken_one(views, run, finished, tmp_path):
+    spec = _pooled(teacher_cache=TeacherCache(views=views))
+    training.train(spec, run)
+    shutil.copytree(finished, tmp_path / "stopped")
+    stopped = tiny.run_in(tmp_path / "stopped")
+    tiny.train_until(2, spec, stopped)
+    training.train(spec, stopped)
+    weights = [tiny.saved_weights(each.work_dir, "first") for each in (run, stopped)]
+    assert tiny.largest_difference(*weights) == 0
+
+
+def test_objective_that_takes_no_unlabelled_images_has_none():
+    spec = tiny.first(task=POOL)
+    assert spec.task.unlabelled == ()
+    assert spec.digest() == tiny.first().digest()
+
+
+# ---- refit ---------------------------------------------------------------------------------
+
+
+def test_refit_is_logistic_regression_on_the_stages_embedding(run):
+    training.train(tiny.first(), run)
+    spec = tiny.second(name="refit", objective=Refit(views=0), start=tiny.first(), teacher=None)
+    result = training.train(spec, run)
+    data = load(spec.task, None)
+    known = {
+        part: outputs(tiny.first(), run, spec.task, part)["embedding"] for part in ("train", "test")
+    }
+    model = make_pipeline(
+        StandardScaler(), LogisticRegression(C=result["fitted"]["c"], max_iter=1000)
+    ).fit(known["train"], data.train.labels)
+    assert result["accuracy"] == pytest.approx(model.score(known["test"], data.test.labels))
+    before = tiny.saved_weights(run.work_dir, "first")
+    *embedding, _, _ = tiny.saved_weights(run.work_dir, "refit")
+    assert tiny.largest_difference(before, embedding) == 0
+
+
+def test_refit_needs_a_start():
+    with pytest.raises(InputError, match=r"Refit, which needs Stage\.start"):
+        tiny.second(objective=Refit(), start=None)

@@ -24,8 +24,11 @@ from refilled_tf.learners.fitnet import FitNet
 from refilled_tf.learners.joint import JointDistillation
 from refilled_tf.learners.local import LocalDistillation
 from refilled_tf.learners.nst import NeuronSelectivity
+from refilled_tf.learners.probe import ProbeDistillation
+from refilled_tf.learners.regression import EmbeddingRegression
 from refilled_tf.learners.relationship import RelationshipMatching
 from refilled_tf.learners.rkd import RelationalDistillation
+from refilled_tf.learners.similarity import SimilarityDistillation
 from refilled_tf.learners.vid import VariationalInformation
 from refilled_tf.models.mobilenet import MobileNet
 from refilled_tf.stage import TeacherCache
@@ -49,6 +52,14 @@ RELATIONAL = {
     "joint": JointDistillation(TRIPLET, LocalDistillation(), gamma=0.2),
 }
 LAYERS = ("conv", "norm", "relu")  # of TinyNetwork
+# They take unlabelled images, one beside each labelled one.
+POOLED = {
+    "local with a pool": LocalDistillation(centers="global"),
+    "probe with a pool": ProbeDistillation(),
+    "neighbours": RelationshipMatching(weight=10.0, neighbors=2),
+    "similarities": SimilarityDistillation(bank=50, hidden=8),
+    "regression": EmbeddingRegression(hidden=8),
+}
 # Lighter than by default, which at this learning rate would drive weights to tens and hundreds.
 OBJECTIVES = RELATIONAL | {
     "fitnet": Distillation(FitNet(weight=1.0, layers=LAYERS)),
@@ -84,6 +95,24 @@ def _train(spec, work_dir, devices, finished):
     shutil.copytree(finished, work_dir)
     result = training.train(spec, tiny.run_in(work_dir, devices))
     return result["training"], tiny.saved_weights(work_dir, spec.name)
+
+
+@pytest.mark.parametrize("name", POOLED)
+def test_two_replicas_are_one_device_with_unlabelled_images(
+    name, tmp_path, finished, monkeypatch, built
+):
+    monkeypatch.setattr(batches, "epoch_order", _order)
+    recipe = dataclasses.replace(RECIPE, batch_size=2 * len(CLASSES), unlabelled_share=0.5)
+    task = Task(tiny.DATA, "student", unlabelled=(Task(tiny.DATA, "teacher"),))
+    spec = tiny.first(objective=POOLED[name], recipe=recipe, task=task)
+    assert spec.task.unlabelled
+    logs, weights = _train(spec, tmp_path / "one", 1, finished)
+    two_logs, two_weights = _train(spec, tmp_path / "two", 2, finished)
+    assert tiny.largest_difference(weights, two_weights) < 1e-5
+    one, two = (learner.adapter for learner, _ in built)
+    if one is not None:
+        assert tiny.largest_difference(one.get_weights(), two.get_weights()) < 1e-5
+    assert two_logs == pytest.approx(logs, rel=1e-5, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
+from scipy.special import log_softmax, rel_entr, softmax
+from sklearn.metrics.pairwise import cosine_similarity
 
 from refilled_tf.errors import InputError
 from refilled_tf.learners.attention import AttentionTransfer
@@ -21,22 +23,27 @@ from refilled_tf.learners.fitnet import FitNet
 from refilled_tf.learners.joint import JointDistillation
 from refilled_tf.learners.local import LocalDistillation
 from refilled_tf.learners.nst import NeuronSelectivity
+from refilled_tf.learners.probe import ProbeDistillation
+from refilled_tf.learners.regression import EmbeddingRegression
 from refilled_tf.learners.relationship import RelationshipMatching
 from refilled_tf.learners.rkd import RelationalDistillation
+from refilled_tf.learners.similarity import SimilarityDistillation
 from refilled_tf.learners.vid import VariationalInformation
 from refilled_tf.losses.attention import attention_transfer
+from refilled_tf.losses.distances import l2_normalize, pairwise_distances
 from refilled_tf.losses.fitnet import hint
 from refilled_tf.losses.kd import kd
 from refilled_tf.losses.local import local_kl
 from refilled_tf.losses.nst import neuron_selectivity
 from refilled_tf.losses.rkd import rkd_angle, rkd_distance
-from refilled_tf.losses.triplets import triplet_kl
+from refilled_tf.losses.triplets import nearest_neighbors, triplet_kl
 from refilled_tf.losses.tuples import tuple_kl
 from refilled_tf.losses.vid import gaussian_nll
 from refilled_tf.models import networks
 
 EPOCH = 3
 LABELS = np.array([0, 1, 2, 0, 1, 2, 4, 4], np.int32)
+ROWS = np.arange(8, dtype=np.int32)
 RANDOM = np.random.default_rng(0)
 STUDENT = RANDOM.normal(size=(8, 6)).astype(np.float32)
 TEACHER = RANDOM.normal(size=(8, 7)).astype(np.float32)
@@ -281,6 +288,120 @@ def test_features_of_other_sizes_are_refused_with_both_shapes(method):
     assert f"other {method.__name__}.layers" in str(caught.value)
 
 
+# ---- with unlabelled images ----------------------------------------------------------------
+
+PARTLY = np.where(np.arange(8) % 2, -1, LABELS).astype(np.int32)
+KNOWN = np.flatnonzero(PARTLY >= 0)
+
+
+def _pooled(objective, fitted, adapted=None):
+    """Evaluates an objective on a batch of which every second image has no label."""
+    student = {"embedding": tf.constant(STUDENT), "logits": tf.constant(LOGITS)}
+    teacher = {"embedding": tf.constant(TEACHER)}
+    rows = tf.constant(ROWS)
+    batch = GlobalBatch(
+        tf.constant(PARTLY), student, teacher, fitted, tf.constant(0.0), adapted, rows=rows
+    )
+    loss, parts = objective(batch)
+    assert tuple(parts) == objective.parts
+    return float(loss), {name: float(value) for name, value in parts.items()}
+
+
+def _cross_entropy_of_labelled():
+    log_probabilities = log_softmax(LOGITS[KNOWN].astype(np.float64), axis=1)
+    return -log_probabilities[np.arange(len(KNOWN)), PARTLY[KNOWN]].mean()
+
+
+def test_labelled_part_of_a_batch():
+    outputs = {"embedding": tf.constant(STUDENT)}
+    batch = GlobalBatch(tf.constant(PARTLY), outputs, None, {}, tf.constant(0.0), rows=ROWS)
+    part = batch.labelled
+    np.testing.assert_array_equal(part.labels, [0, 2, 1, 4])
+    np.testing.assert_array_equal(part.student["embedding"], STUDENT[[0, 2, 4, 6]])
+    np.testing.assert_array_equal(part.rows, [0, 2, 4, 6])
+
+
+def test_probe_distillation():
+    """r · CE of labelled images + a · T² · KL of all, each under its own fold's classifier."""
+    weights = RANDOM.normal(size=(3, 7, 5)).astype(np.float32)
+    bias = RANDOM.normal(size=(3, 5)).astype(np.float32)
+    fold = np.array([0, 2, 1, 2, 0, 2, 1, 2])
+    unit = TEACHER / np.linalg.norm(TEACHER, axis=1, keepdims=True)
+    taught = softmax(
+        [(x @ weights[f] + bias[f]) / 3 for x, f in zip(unit, fold, strict=True)], axis=1
+    )
+    kl = 9 * rel_entr(taught, softmax(LOGITS / 3, axis=1)).sum(axis=1).mean()
+    loss, parts = _pooled(
+        ProbeDistillation(cross_entropy_weight=0.5, weight=2.0, temperature=3.0),
+        {"weights": tf.constant(weights), "bias": tf.constant(bias), "fold": tf.constant(fold)},
+    )
+    assert parts["cross_entropy"] == pytest.approx(_cross_entropy_of_labelled(), rel=1e-5)
+    assert parts["probe_kl"] == pytest.approx(kl, rel=1e-4)
+    assert loss == pytest.approx(0.5 * parts["cross_entropy"] + 2 * kl, rel=1e-4)
+
+
+def test_several_probes_are_averaged():
+    weights = RANDOM.normal(size=(2, 1, 7, 5)).astype(np.float32)
+    fitted = {"fold": tf.zeros(8, tf.int32), "bias": tf.zeros((1, 5)), "bias_2": tf.zeros((1, 5))}
+    fitted |= {"weights": tf.constant(weights[0]), "weights_2": tf.constant(weights[1])}
+    unit = TEACHER / np.linalg.norm(TEACHER, axis=1, keepdims=True)
+    taught = (softmax(unit @ weights[0, 0], axis=1) + 3 * softmax(unit @ weights[1, 0], axis=1)) / 4
+    student = {"embedding": tf.constant(STUDENT), "logits": tf.constant(LOGITS)}
+    teacher = {"embedding": tf.constant(TEACHER), "embedding_2": tf.constant(TEACHER)}
+    batch = GlobalBatch(
+        tf.constant(LABELS), student, teacher, fitted, tf.constant(0.0), rows=tf.constant(ROWS)
+    )
+    _, parts = ProbeDistillation(temperature=1.0, teacher_weights=[1.0, 3.0])(batch)
+    kl = rel_entr(taught, softmax(LOGITS, axis=1)).sum(axis=1).mean()
+    assert float(parts["probe_kl"]) == pytest.approx(kl, rel=1e-4)
+
+
+def test_unlabelled_copy_of_a_labelled_image_is_judged_by_others():
+    """Key "3" is there twice; what is not labelled is judged by the probe of all, the last one."""
+    random = np.random.default_rng(1)
+    labels = np.repeat(np.arange(2), 5).astype(np.int32)
+    keys = np.array([*map(str, range(10)), "a", "3", "b"])
+    embeddings = random.normal(size=(10, 1, 4)).astype(np.float32)
+    known = TeacherEmbeddings(labels, keys, 2, 0, lambda views: [embeddings], None)
+    found = ProbeDistillation().fit_teacher(known)
+    assert found["weights"].shape == (6, 4, 2)
+    assert set(found["fold"][:10]) == set(range(5))
+    assert found["fold"][10:].tolist() == [5, found["fold"][3], 5]
+
+
+def test_local_distillation_teaches_unlabelled_images_the_batchs_classes():
+    """By hand: KL over the classes 0, 1, 2 and 4, which have labels here, of all eight images."""
+    centers = CENTERS / np.linalg.norm(CENTERS, axis=1, keepdims=True)
+    present = [0, 1, 2, 4]
+    taught = softmax(TEACHER @ centers[present].T / 3, axis=1)
+    kl = rel_entr(taught, softmax(LOGITS[:, present], axis=1)).sum(axis=1).mean()
+    loss, parts = _pooled(
+        LocalDistillation(weight=2.0, decay=0.0, tau_teacher=3.0, centers="global"),
+        {"centers": tf.constant(centers)},
+    )
+    assert parts["local_kl"] == pytest.approx(kl, rel=1e-4)
+    assert loss == pytest.approx(_cross_entropy_of_labelled() + 2 * kl, rel=1e-4)
+
+
+def test_regression_is_twice_one_minus_the_cosine():
+    projected = RANDOM.normal(size=(8, 7)).astype(np.float32)
+    loss, parts = _pooled(
+        EmbeddingRegression(weight=3.0), {}, {"embedding": tf.constant(projected)}
+    )
+    cosines = [cosine_similarity([a], [b]) for a, b in zip(projected, TEACHER, strict=True)]
+    assert parts["squared_distance"] == pytest.approx(2 - 2 * np.mean(cosines), rel=1e-5)
+    assert loss == pytest.approx(3 * parts["squared_distance"], rel=1e-6)
+
+
+def test_neighbours_take_the_place_of_labels():
+    nearest = nearest_neighbors(pairwise_distances(l2_normalize(TEACHER)), 2)
+    kl, count = triplet_kl(STUDENT, TEACHER, nearest)
+    loss, parts = _pooled(RelationshipMatching(weight=7.0, neighbors=2), {})
+    assert parts == pytest.approx({"relation_kl": float(kl), "num_relations": float(count)})
+    assert loss == pytest.approx(7 * float(kl), rel=1e-6)
+    assert count > 0
+
+
 # ---- the train step -----------------------------------------------------------------------
 
 LAYERS = ("conv", "norm", "relu")  # of TinyNetwork
@@ -298,6 +419,10 @@ OBJECTIVES = {
     "nst": Distillation(NeuronSelectivity(layers=LAYERS)),
     "kd+vid": Distillation(VariationalInformation(layers=LAYERS), kd_weight=1.0),
     "rkd in one stage": Distillation(RelationalDistillation()),
+    "probe": ProbeDistillation(views=0),
+    "neighbours": RelationshipMatching(weight=10.0, neighbors=2),
+    "similarities": SimilarityDistillation(bank=6, hidden=8),
+    "regression": EmbeddingRegression(hidden=0),
 }
 # Between them, these hold every loss.
 HALF_PRECISION = [
@@ -308,7 +433,6 @@ HALF_PRECISION = [
     *((name, "mixed_bfloat16") for name in ("tuples", "rkd", "joint")),
 ]
 IMAGES = RANDOM.uniform(0, 255, (8, 8, 8, 3)).astype(np.float32)
-ROWS = np.arange(8, dtype=np.int32)
 
 
 def _known(embeddings):

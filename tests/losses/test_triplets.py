@@ -12,6 +12,7 @@ import tensorflow as tf
 from refilled_tf.losses.distances import l2_normalize, pairwise_distances
 from refilled_tf.losses.triplets import (
     bernoulli_kl,
+    nearest_neighbors,
     positive_pairs,
     same_class,
     semi_hard_triplets,
@@ -139,6 +140,21 @@ def test_unknown_fallback_names_the_known_ones():
 def test_labels_must_be_a_vector():
     with pytest.raises(ValueError, match="rank"):
         semi_hard_triplets(tf.zeros([2, 2]), [[0], [0]])
+
+
+def test_nearest_neighbors_by_hand():
+    # On a line at 0, 1, 3 and 7: 0 and 1 are each other's nearest, 3's is 1, 7's is 3.
+    places = np.array([0.0, 1, 3, 7], np.float32)
+    near = nearest_neighbors(np.abs(places[:, None] - places), 1)
+    pairs = positive_pairs(near).numpy().tolist()
+    assert pairs == [[0, 1], [1, 0], [1, 2], [2, 1], [2, 3], [3, 2]]
+    assert np.diag(near).all()
+
+
+def test_equal_images_are_their_own_nearest():
+    near = nearest_neighbors(np.zeros((3, 3), np.float32), 1)
+    assert np.diag(near).all()
+    np.testing.assert_array_equal(near, np.transpose(near))
 
 
 def test_positive_pairs_by_hand():
