@@ -20,6 +20,7 @@ from refilled_tf.launch import launch, prepare
 
 HOLDOUT = 0.2
 REFERENCE = "student_kx"  # the student alone, as long
+HEAD = "teacher_head"  # the teacher with a linear classifier
 ALONE = (REFERENCE, "lkd_alone", "probe")
 WITH_POOL = ("lkd_pool", "probe_pool")
 FILE = "candidates.json"
@@ -121,9 +122,15 @@ def training_rows(task: Task, data_dir: str | None) -> np.ndarray:
     ).train
 
 
-def final_rows(winner: str) -> str:
-    """Returns the gin line that trains the winner on all images, beside its measures."""
-    return _rows(dict.fromkeys([REFERENCE, winner]), ["teacher_1nn", "teacher_lr"])
+def final_rows(winner: str, has_head: bool) -> str:
+    """Returns the gin line that trains the winner on all images, beside its measures.
+
+    Args:
+        winner: the best candidate's stage.
+        has_head: whether the teacher's network can have a head.
+    """
+    stages = dict.fromkeys([*([HEAD] if has_head else ()), REFERENCE, winner])
+    return _rows(stages, ["teacher_1nn", "teacher_lr"])
 
 
 def _rows(stages: Iterable[str], probes: Sequence[str] = ()) -> str:

@@ -8,6 +8,7 @@ OUTPUT/tuning/       trials, with --tune
 OUTPUT/training/     the training's folder
 OUTPUT/saved_model/  for TF Serving
 OUTPUT/tflite/       for phones and browsers
+OUTPUT/teacher/      the teacher itself with a linear classifier, for where it fits
 OUTPUT/report.html   what has come out, and how to use it
 
 and goes on where it was when the same command is given again.
@@ -20,7 +21,7 @@ import dataclasses
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
@@ -44,7 +45,7 @@ from refilled_tf.data.image_folder import ImageFolder, notes
 from refilled_tf.data.sources import Source
 from refilled_tf.data.task import Selection, Task, read_index, select
 from refilled_tf.entry import command_line, run_main
-from refilled_tf.errors import require
+from refilled_tf.errors import InputError, require
 from refilled_tf.launch import launch, prepare
 from refilled_tf.stage import Run
 
@@ -56,8 +57,8 @@ def main(argv: list[str]) -> None:
     require(len(argv) == 1, f"unexpected argument {argv[1:]}; every option is a --flag")
     output, command = Path(FLAGS.output), command_line("refilled_tf.distill")
     storage.require_writable("--output", output)
-    base, has_pool = describe(output, command)
-    spec = config.load_text(base, FLAGS.gin_param)
+    plan = describe(output, command)
+    spec = config.load_text(plan.text, FLAGS.gin_param)
     require(
         bool(trained.of_student(spec.stages())),
         "Experiment.rows has no classifier of the student's to export, such as @probe/Stage()",
@@ -65,7 +66,7 @@ def main(argv: list[str]) -> None:
     gin_file, work_dir = output / "distill.gin", output / "training"
     if not gin_file.exists():  # else all is chosen, and work_dir is of what was
         prepare(spec, work_dir, FLAGS.data_dir)
-    text, competed, trials = choose(base, has_pool, output, command)
+    text, competed, trials = choose(plan, output, command)
     write_gin_file(gin_file, text, FLAGS.gin_param, work_dir)
     _, where, results = launch([str(gin_file)], [], work_dir, FLAGS.data_dir, command)
 
@@ -77,6 +78,7 @@ def main(argv: list[str]) -> None:
     tflite = output / "tflite"
     if not _made_since(tflite / "tflite.json", newer_than):
         print(tflite_files.write(model, list(tflite_model.QUANTIZATIONS), tflite, command))
+    head = export_head(output, command) if competed and plan.has_head else None
     report = distill_report.Report(
         command=command,
         rows=results["rows"],
@@ -91,20 +93,50 @@ def main(argv: list[str]) -> None:
         gin=gin_file.read_text(encoding="utf-8"),
         output=output,
         gain=gain(where, model.stage.name),
+        head=head,
     )
     storage.write_text(output / "report.html", distill_report.html(report))
     print(distill_report.line(report))
 
 
-def describe(output: Path, command: str) -> tuple[str, bool]:
+class Plan(NamedTuple):
+    """What is to be done.
+
+    Attributes:
+        text: the experiment as gin text, of which the rows are yet to be chosen.
+        has_pool: whether it has unlabelled images.
+        has_head: whether the teacher's network can have a head, to be shipped itself.
+    """
+
+    text: str
+    has_pool: bool
+    has_head: bool
+
+
+def export_head(output: Path, command: str) -> dict[str, Any] | None:
+    """Exports the teacher with a linear head as OUTPUT/teacher/*.tflite.
+
+    Returns:
+        What its tflite.json holds; None, with a word, where TFLite does not take such a network.
+    """
+    folder, work_dir = output / "teacher", output / "training"
+    newer_than = work_dir / "stages" / candidates.HEAD / "model.keras"
+    if not _made_since(folder / "tflite.json", newer_than):
+        head = trained.load(work_dir, candidates.HEAD, FLAGS.data_dir)
+        try:
+            tflite_files.write(head, ["none", "int8"], folder, command)
+        except InputError as error:
+            print(f"the teacher itself is not exported: {error}")
+            return None
+    return storage.read_json(folder / "tflite.json")
+
+
+def describe(output: Path, command: str) -> Plan:
     """Turns the flags into gin, and looks at the images.
 
     Args:
         output: where everything goes.
         command: that the user has given.
-
-    Returns:
-        The experiment as gin text, and whether it has unlabelled images.
     """
     teacher = teachers.parse(
         FLAGS.teacher, FLAGS.teacher_layer, FLAGS.teacher_weights, FLAGS.teacher_preprocessing
@@ -148,11 +180,11 @@ def describe(output: Path, command: str) -> tuple[str, bool]:
         steps = candidates.planned_steps(
             FLAGS.minutes, text(steps), bool(pool), output / "candidates", FLAGS.data_dir
         )
-    return text(steps), bool(pool)
+    return Plan(text(steps), bool(pool), distill_config.has_network(teacher))
 
 
 def choose(
-    base: str, has_pool: bool, output: Path, command: str
+    plan: Plan, output: Path, command: str
 ) -> tuple[str, list[dict[str, Any]], list[tuning.Trial]]:
     """Has the candidates compete, unless the user has chosen rows, and tunes the winner.
 
@@ -160,13 +192,13 @@ def choose(
         The experiment of the final training as gin text, the candidates, best first, or [], and the
         trials of --tune.
     """
-    text, competed, trials = base, [], []
+    text, competed, trials = plan.text, [], []
     chosen = {config.option_of(param) for param in FLAGS.gin_param}
     if "Experiment.rows" not in chosen:
         folder = output / "candidates"
-        competed = candidates.run(base, has_pool, folder, FLAGS.data_dir, command)
+        competed = candidates.run(plan.text, plan.has_pool, folder, FLAGS.data_dir, command)
         print(distill_report.competition(competed))
-        text += candidates.final_rows(competed[0]["stage"]) + "\n"
+        text += candidates.final_rows(competed[0]["stage"], plan.has_head) + "\n"
     if FLAGS.tune:
         trials = tuning.run(
             text, FLAGS.width, output / "tuning", FLAGS.tune, FLAGS.data_dir, command

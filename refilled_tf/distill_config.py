@@ -102,17 +102,28 @@ def settings(
         f"Data.train_fraction = {task.data.train_fraction}",
         *(f"Data.{name} = {value}" for name, value in sizes(teacher, image_size).items()),
         *teachers.gin_lines(teacher),
-        *_fine_tune_lines(teacher),
+        *_trained_teacher_lines(teacher, image_size),
         f"student/MobileNet.width = {width}",
         *(pools.gin_lines(unlabelled, candidates.WITH_POOL) if unlabelled else ()),
     ]
 
 
-def _fine_tune_lines(teacher: teachers.Teacher) -> list[str]:
-    """Lets the row @fine_tune/Stage() be asked for, where the teacher has a network to train."""
-    if isinstance(teacher, teachers.EmbeddingFile):
+def has_network(teacher: teachers.Teacher) -> bool:
+    """Whether Keras can go on with the teacher's network: train it, and export it."""
+    return not isinstance(teacher, teachers.EmbeddingFile)
+
+
+def _trained_teacher_lines(teacher: teachers.Teacher, image_size: int) -> list[str]:
+    """Says what the rows @fine_tune/Stage() and @teacher_head/Stage() are of."""
+    if not has_network(teacher):
         return []
-    return [f"fine_tune/Stage.backbone = @teacher/{type(teacher).__name__}()"]
+    backbone = f"@teacher/{type(teacher).__name__}()"
+    return [
+        f"fine_tune/Stage.backbone = {backbone}",
+        f"{candidates.HEAD}/Stage.backbone = {backbone}",
+        f"{candidates.HEAD}/Data.image_size = {view_size(teacher, image_size)}",
+        f"{candidates.HEAD}/Data.view_size = None",
+    ]
 
 
 def gin_text(

@@ -43,6 +43,7 @@ class Report:
         output: the folder of all files.
         gain: what the exported row is above the student alone on the test images, and the standard
             error of that, as shares; None where there is nothing to compare.
+        head: what tflite.json holds of the teacher with a linear head; None where there is none.
     """
 
     command: str
@@ -58,6 +59,7 @@ class Report:
     gin: str
     output: Path
     gain: tuple[float, float] | None = None
+    head: dict[str, Any] | None = None
 
     @property
     def row(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 from export import trained
 from refilled_tf import (
+    candidates,
     config,
     distill,
     distill_config,
@@ -35,7 +36,7 @@ SMALL = ("--image_size=8", "--gin_param=Stage.backbone = @TinyNetwork()")
 
 def _distill(images, teacher, output, *flags):
     options = (f"--images={images}", f"--teacher={teacher}", f"--output={output}")
-    flags = (*options, *SMALL, "--gin_param=Recipe.epochs = 2", *flags)
+    flags = (*options, *SMALL, "--gin_param=Recipe.steps = 40", *flags)
     return commands.run("refilled_tf.distill", *flags)
 
 
@@ -50,9 +51,10 @@ def given(tmp_path_factory):
 def done(given, tmp_path_factory):
     """The finished command and its output."""
     output = tmp_path_factory.mktemp("distilled") / "output"
-    run = _distill(*given, output, "--tune=2", "--data_dir=unused")
+    pool = photos.write_folder(tmp_path_factory.mktemp("pool") / "digits", range(5), 20)
+    run = _distill(*given, output, "--tune=2", f"--unlabelled={pool}", "--data_dir=unused")
     assert run.returncode == 0, run.stderr
-    return run, output
+    return run, output, pool
 
 
 def _results(output):
@@ -60,32 +62,67 @@ def _results(output):
 
 
 def test_tells_what_is_there_and_what_came_out(done):
-    run, output = done
+    run, output, _ = done
     # 80 % of the 30 images of each of five classes.
     assert re.search(r"^5 +24 +6$", run.stdout, re.M)
     assert "5 classes, 120 + 30 images" in run.stdout
-    rows = {row["method"]: row for row in _results(output)}
-    assert list(rows) == ["Teacher, 1NN", "Teacher, LR", "Student", "REFILLED"]
+    assert "100 unlabelled images, without 0 that are tested on" in run.stdout
+    rows = {row["stage"]: row for row in _results(output)}
+    winner = _candidates(output)[0]["stage"]
+    assert list(rows) == list(
+        dict.fromkeys(["teacher_1nn", "teacher_lr", candidates.HEAD, candidates.REFERENCE, winner])
+    )
     assert {row["images"] for row in rows.values()} == {30}
     last = run.stdout.strip().splitlines()[-1]
-    assert last.startswith(f"REFILLED: {100 * rows['REFILLED']['accuracy']:.1f} % of 30 test ")
-    assert f"Student {100 * rows['Student']['accuracy']:.1f} %" in last
+    mine = rows[winner]
+    assert last.startswith(f"{mine['method']}: {100 * mine['accuracy']:.1f} % of 30 test ")
+    assert f"Teacher, LR {100 * rows['teacher_lr']['accuracy']:.1f} %" in last
+
+
+def _candidates(output):
+    return storage.read_json(output / "candidates" / candidates.FILE)
+
+
+def test_candidates_compete_on_held_out_images(done):
+    run, output, _ = done
+    found = {row["stage"]: row for row in _candidates(output)}
+    assert sorted(found) == sorted(candidates.names(has_pool=True))
+    # A fifth of 24 training images, 4.8 → 5, of each of five classes.
+    assert {row["images"] for row in found.values()} == {25}
+    accuracies = [row["accuracy"] for row in found.values()]
+    assert accuracies == sorted(accuracies, reverse=True)
+    steps = set()
+    for name, row in found.items():
+        folder = output / "candidates/stages" / name
+        result = storage.read_json(folder / "result.json")
+        assert result["scored_on"] == "validation"
+        assert result["accuracy"] == row["accuracy"]
+        settings = storage.read_json(folder / "stage.json")["settings"]
+        if "Recipe.steps" in settings:
+            steps.add(settings["Recipe.steps"])
+    assert steps == {40}
+    reference = found[candidates.REFERENCE]["accuracy"]
+    for row in found.values():
+        assert row["above"] == pytest.approx(row["accuracy"] - reference, abs=1e-6)
+        assert re.search(
+            rf"{re.escape(row['method'])} +\| +{100 * row['accuracy']:.1f} %", run.stdout
+        )
 
 
 def test_gin_file_is_what_was_trained(done):
-    _, output = done
+    _, output, _ = done
     spec = config.load_experiment([output / "distill.gin"])
     assert spec == config.load_work_dir(output / "training")
     first = (output / "distill.gin").read_text().splitlines()[0]
     assert f"refilled_tf.train --gin_file={output}/distill.gin" in first
     assert first.endswith(" --data_dir=unused")
-    data = next(stage for stage in spec.stages() if stage.name == "refilled").task.data
+    data = spec.stages()[-1].task.data
     # The teacher's 12 pixels are cut out of 12·8/7.
     assert (data.image_size, data.view_size, data.load_size) == (8, 12, 14)
 
 
 def test_teacher_can_be_fine_tuned_by_a_row_more(done):
-    _, output = done
+    _, output, _ = done
     row = "Experiment.rows = [@fine_tune/Stage()]"
     *_, stage = config.load_experiment([output / "distill.gin"], [row]).stages()
     assert stage.name == "fine_tune"
@@ -93,10 +130,9 @@ def test_teacher_can_be_fine_tuned_by_a_row_more(done):
 
 
 def test_trials_are_kept_and_the_best_is_trained(done):
-    _, output = done
+    _, output, _ = done
     trials = storage.read_json(output / "tuning" / tuning.TRIALS)
     assert [trial["name"] for trial in trials] == ["trial_000", "trial_001"]
-    assert trials[0]["settings"] == tuning.FIRST
     for trial in trials:
         result = storage.read_json(output / "tuning/stages" / trial["name"] / "result.json")
         assert result["scored_on"] == "validation"
@@ -105,17 +141,16 @@ def test_trials_are_kept_and_the_best_is_trained(done):
         assert result["accuracy"] == trial["accuracy"]
     best = max(trials, key=lambda trial: trial["accuracy"])["settings"]
     spec = config.load_experiment([output / "distill.gin"])
-    refilled = next(stage for stage in spec.stages() if stage.name == "refilled")
-    assert refilled.recipe.learning_rate == best["Recipe.learning_rate"]
-    assert refilled.objective.weight == best["LocalDistillation.weight"]
-    assert refilled.start.objective.tau_teacher == best["RelationshipMatching.tau_teacher"]
-    assert refilled.task.holdout == 0
+    chain = tuning.chain_of(spec.rows[-1])
+    assert best.keys() == tuning.ranges_of(chain).keys()
+    assert chain[-1].recipe.learning_rate == best["Recipe.learning_rate"]
+    assert chain[-1].task.holdout == 0
 
 
 def test_files_answer_as_was_scored(done):
-    _, output = done
+    _, output, _ = done
     spec = config.load_work_dir(output / "training")
-    task = next(stage for stage in spec.stages() if stage.name == "refilled").task
+    task = spec.stages()[-1].task
     interpreter = Interpreter(str(output / "tflite/refilled_none.tflite"))
     interpreter.allocate_tensors()
     (taken,), (answer,) = interpreter.get_input_details(), interpreter.get_output_details()
@@ -138,7 +173,7 @@ def test_files_answer_as_was_scored(done):
 
 
 def test_report_needs_no_network_and_shows_the_numbers(done):
-    _, output = done
+    _, output, _ = done
     page = (output / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"""(src|href)=["'](?!data:)""", page)
     for row in _results(output):
@@ -146,12 +181,14 @@ def test_report_needs_no_network_and_shows_the_numbers(done):
     for row in json.loads((output / "tflite/tflite.json").read_text())["rows"]:
         assert f"<td>{row['bytes'] / 1000:.0f}</td>" in page
     assert "refilled_int8.tflite" in page
-    assert "Recipe.epochs = 2" in page
+    assert "Recipe.steps = 40" in page
+    for row in _candidates(output):
+        assert f"<td>{row['method']}</td><td>{100 * row['accuracy']:.1f} %</td>" in page
     assert page.count("trial_00") >= 2
 
 
 def test_row_that_is_an_embedding_has_no_accuracy_to_show(done):
-    _, output = done
+    _, output, _ = done
     model = trained.load(output / "training", None, None)
     embedding = _results(output)[-1] | {"method": "Triplets", "stage": "triplet", "accuracy": None}
     report = distill_report.Report(
@@ -163,6 +200,7 @@ def test_row_that_is_an_embedding_has_no_accuracy_to_show(done):
         size=model.stage.task.data.image_size,
         notes=[],
         tflite=storage.read_json(output / "tflite/tflite.json"),
+        candidates=[],
         trials=[],
         gin="",
         output=output,
@@ -173,13 +211,14 @@ def test_row_that_is_an_embedding_has_no_accuracy_to_show(done):
 
 def test_killed_run_goes_on(done, given, tmp_path):
     """Without the last stage, the exports and the report, as after a kill in that stage."""
-    run, output = done
+    run, output, pool = done
     copy = tmp_path / "copy"
     shutil.copytree(output, copy)
-    for name in ("training/stages/refilled", "saved_model", "tflite"):
+    winner = _candidates(output)[0]["stage"]
+    for name in (f"training/stages/{winner}", "saved_model", "tflite"):
         shutil.rmtree(copy / name)
     before = {path: path.stat().st_mtime_ns for path in copy.rglob("*.keras")}
-    again = _distill(*given, copy, "--tune=2")
+    again = _distill(*given, copy, "--tune=2", f"--unlabelled={pool}")
     assert again.returncode == 0, again.stderr
     end = run.stdout.splitlines()[-1].replace(str(output), str(copy))
     assert again.stdout.splitlines()[-1] == end
@@ -219,22 +258,32 @@ def test_images_are_surveyed_as_settings_say(given, tmp_path):
 
 
 def test_lengths_fit_the_number_of_images():
-    """In the end no more than 8,000 questions to the teacher, and a look takes a fifth."""
-    few, many, quick = (
-        distill_config.schedule(*what)
-        for what in ((300, 300, False), (4_000, 4_000, False), (300, 300, True))
+    """The teacher is asked about 16,000 times at most, twice an image at least."""
+    few, many, pooled, quick = (
+        distill_config.lengths(*what)
+        for what in (
+            (300, 0, 6_000, False),
+            (40_000, 0, 6_000, False),
+            (300, 3_700, 800, False),
+            (300, 0, 600, True),
+        )
     )
-    assert few == {"Recipe.epochs": 100, "Recipe.batch_size": 32, "teacher_cache.views": 8}
-    assert many == {"Recipe.epochs": 25, "Recipe.batch_size": 32, "teacher_cache.views": 2}
-    assert quick["Recipe.epochs"] == 20
-    # All of ten images but the two that tuning holds out.
-    assert distill_config.schedule(10, 8, False)["Recipe.batch_size"] == 8
+    assert few == {
+        "Recipe.steps": 6_000,
+        "Recipe.epochs": 20,
+        "Recipe.batch_size": 32,
+        "teacher_cache.views": 8,
+    }
+    assert many["teacher_cache.views"] == quick["teacher_cache.views"] == 2
+    assert (pooled["Recipe.batch_size"], pooled["teacher_cache.views"]) == (64, 4)
+    # All of ten images but the two that candidates are scored on.
+    assert distill_config.lengths(8, 0, 600, False)["Recipe.batch_size"] == 8
 
 
-def test_trials_batches_fit_small_classes(tmp_path):
+def test_batches_of_candidates_fit_small_classes(tmp_path):
     """By hand: of ten images 8 train, of which .8·8, rounded, are 6, and that in five classes."""
     task = distill_config.task_of(str(photos.write_folder(tmp_path, count=10)), None)
-    assert len(tuning.training_rows(task, None)) == 5 * 6
+    assert len(candidates.training_rows(task, None)) == 5 * 6
 
 
 @pytest.mark.parametrize("place", ["file", "file/below"])
@@ -332,9 +381,9 @@ def test_first_look_names_all_that_is_odd(given, tmp_path, capsys):
 
 
 def test_other_options_do_not_overwrite(done, given):
-    _, output = done
+    _, output, pool = done
     before = (output / "distill.gin").read_text()
-    run = _distill(*given, output, "--gin_param=Stage.seed = 1")
+    run = _distill(*given, output, f"--unlabelled={pool}", "--gin_param=Stage.seed = 1")
     assert run.returncode == 1
-    assert "take another --output" in run.stderr
+    assert "--output" in run.stderr or "--work_dir" in run.stderr
     assert (output / "distill.gin").read_text() == before

@@ -5,9 +5,19 @@ from __future__ import annotations
 import math
 
 import pytest
+import tiny
 
-from refilled_tf import storage, tuning
+from refilled_tf import config, storage, tuning
 from refilled_tf.errors import DivergedError, InputError
+
+# Where the search begins, for REFILLED, which is the last row.
+FIRST = {
+    "RelationshipMatching.weight": 30.0,
+    "RelationshipMatching.tau_teacher": 2.0,
+    "LocalDistillation.weight": 2.0,
+    "LocalDistillation.tau_teacher": 2.0,
+    "Recipe.learning_rate": 0.1,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -24,18 +34,20 @@ def _trainings(monkeypatch):
 
 
 def _run(folder, count, widths=(0.25,)):
-    return tuning.run("# the experiment", widths, folder / "tuning", count, None, "distill")
+    return tuning.run(tiny.GIN, widths, folder / "tuning", count, None, "distill")
 
 
 def test_begins_with_the_defaults_and_goes_on_where_fewer_trials_ended(tmp_path):
     few, more = _run(tmp_path, 3), _run(tmp_path, 5)
-    assert few[0]["settings"] == tuning.FIRST
+    assert few[0]["settings"] == FIRST
     assert more[:3] == few
     assert len({trial["settings"]["Recipe.learning_rate"] for trial in more}) == 5
     assert storage.read_json(tmp_path / "tuning" / tuning.TRIALS) == more
     for trial in more:
-        for option, (low, high) in tuning.RANGES.items():
-            assert low <= trial["settings"][option] <= high
+        assert trial["settings"].keys() == FIRST.keys()
+        for option, value in trial["settings"].items():
+            low, _, high = tuning.RANGES[option]
+            assert low <= value <= high
 
 
 def test_best_trial_is_chosen(tmp_path):
@@ -75,7 +87,25 @@ def test_trials_that_all_diverge_are_an_error(tmp_path, monkeypatch):
 def test_width_is_chosen_where_there_is_a_choice(tmp_path):
     assert all(tuning.WIDTH not in trial["settings"] for trial in _run(tmp_path, 2))
     trials = _run(tmp_path, 12, widths=(0.25, 0.5, 0.75))
-    assert trials[0]["settings"] == tuning.FIRST | {tuning.WIDTH: 0.25}
+    assert trials[0]["settings"] == FIRST | {tuning.WIDTH: 0.25}
     assert {trial["settings"][tuning.WIDTH] for trial in trials} == {0.25, 0.5, 0.75}
     chosen = dict(line.split(" = ") for line in tuning.chosen(trials)[1:])
     assert float(chosen[tuning.WIDTH]) >= 0.5
+
+
+@pytest.mark.parametrize(
+    ("row", "options"),
+    [
+        ("student", set()),
+        ("lkd_pool", {"LocalDistillation.weight", "LocalDistillation.tau_teacher"}),
+        (
+            "probe_refit",
+            {"ProbeDistillation.cross_entropy_weight", "ProbeDistillation.temperature"},
+        ),
+    ],
+)
+def test_a_row_is_tuned_by_what_its_stages_take(row, options):
+    text = f"{tiny.GIN}include 'methods/probe.gin'\nLocalDistillation.centers = 'global'\n"
+    spec = config.load_text(f"{text}Experiment.rows = [@{row}/Stage()]")
+    ranges = tuning.ranges_of(tuning.chain_of(spec.rows[-1]))
+    assert ranges.keys() == options | {"Recipe.learning_rate"}
