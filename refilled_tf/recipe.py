@@ -25,6 +25,8 @@ class Recipe:
         batch_size: B, of the global batch.
         unlabelled_share: share of a batch that comes from the task's unlabelled images, where it
             has some and the objective takes them.
+        mixup: α; above 0, an unlabelled image is mixed with the next one of its batch, by a λ drawn
+            from Beta(α, α), and student and teacher see the mixture (Beyer et al., CVPR 2022).
         classes_per_batch: P for class-balanced batches, whose labelled images are as many of each
             of P classes; None for plain shuffling.
         learning_rate: at the start of a cycle.
@@ -44,6 +46,7 @@ class Recipe:
     cycles: int = 1
     batch_size: int = 128
     unlabelled_share: float = 0.75
+    mixup: float = 0.0
     classes_per_batch: int | None = None
     learning_rate: float = 0.1
     embedding_rate: float = 1.0
@@ -77,7 +80,7 @@ class Recipe:
             f"Recipe.embedding_rate={self.embedding_rate} must lie in [0, 1]",
         )
         require(0 <= self.momentum < 1, f"Recipe.momentum={self.momentum} must lie in [0, 1)")
-        require_not_negative(self, "weight_decay")
+        require_not_negative(self, "mixup", "weight_decay")
         require(
             all(0 < m < 1 for m in self.milestones)
             and list(self.milestones) == sorted(self.milestones),

@@ -130,10 +130,8 @@ class Stage:
         if not (self.objective.trains and self.objective.takes_unlabelled):
             object.__setattr__(self, "task", dataclasses.replace(self.task, unlabelled=()))
         if self.recipe is not None and not self.task.unlabelled:
-            share = Recipe.unlabelled_share
-            object.__setattr__(
-                self, "recipe", dataclasses.replace(self.recipe, unlabelled_share=share)
-            )
+            unused = {name: getattr(Recipe, name) for name in ("unlabelled_share", "mixup")}
+            object.__setattr__(self, "recipe", dataclasses.replace(self.recipe, **unused))
         if not self.objective.needs_teacher:
             object.__setattr__(self, "teacher", None)
             object.__setattr__(self, "teacher_cache", TeacherCache())
@@ -228,6 +226,7 @@ _LISTED_IF_SET = (
     "Task.unlabelled",
     "Recipe.steps",
     "Recipe.unlabelled_share",
+    "Recipe.mixup",
     "TeacherCache.augmented",
     "RelationshipMatching.teacher_weights",
     "RelationshipMatching.neighbors",
@@ -382,6 +381,11 @@ def check(stage: Stage, run: Run) -> None:
             f"Recipe.unlabelled_share={recipe.unlabelled_share} of Recipe.batch_size="
             f"{recipe.batch_size} is {recipe.unlabelled} images, which must be a multiple of the "
             f"{replicas} replicas",
+        )
+        require(
+            not recipe.mixup or not stage.teacher_cache.views,
+            f"Recipe.mixup={recipe.mixup} makes new images in every step, of which a teacher cache "
+            "knows nothing; set teacher_cache.views = 0",
         )
         for teacher in stage.teachers:
             if isinstance(teacher.backbone, EmbeddingFile):

@@ -340,7 +340,7 @@ def _distributed_batches(
     )
     return run.strategy.distribute_datasets_from_function(
         lambda context: batches.training_batches(
-            examples, data, order, stage.seed, first * steps, context, views, size
+            examples, data, order, stage.seed, first * steps, context, views, size, recipe.mixup
         )
     )
 

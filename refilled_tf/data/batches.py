@@ -215,6 +215,7 @@ def training_batches(
     context: tf.distribute.InputContext | None = None,
     views: Views | None = None,
     size: int | None = None,
+    mixup: float = 0.0,
 ) -> tf.data.Dataset:
     """Builds the augmented batches of one input pipeline.
 
@@ -230,6 +231,7 @@ def training_batches(
         context: the place of this pipeline among workers and replicas; None for the only one.
         views: the only augmentations there are; None for fresh ones in every step.
         size: side S to which crops are resized; None for Data.image_size.
+        mixup: α of `Recipe.mixup`, which goes with fresh augmentations.
 
     Returns:
         Dataset of (images [b, S, S, 3] float32 in [0, 255], labels [b] int32, rows [b] int32) and,
@@ -242,12 +244,15 @@ def training_batches(
     per_replica = batch_size // replicas
     local = replicas // context.num_input_pipelines
     mine = np.arange(local) + context.input_pipeline_id * local
-    rows = order.reshape(steps, replicas, per_replica)[:, mine]
+    rows, mates = (
+        each.reshape(steps, replicas, per_replica)[:, mine].reshape(-1, per_replica)
+        for each in (order, _mates(order, examples.labels))
+    )
 
     take, labels = _reader(examples.images), tf.constant(examples.labels)
     augment = augmentation(data)
 
-    def batch(rows, step, start):
+    def batch(rows, mates, step, start):
         draw = functools.partial(tf.random.stateless_uniform, seed=tf.stack([seed, step]))
         loaded, taught = take(rows), ()
         if views is None:
@@ -263,16 +268,39 @@ def training_batches(
             crops = tf.cast(center_crop(loaded, data.crop_size), tf.float32)
         else:
             crops = augment(loaded, numbers)
+            if mixup:
+                share = tf.slice(_beta(mixup, batch_size, [seed, step]), (start,), (per_replica,))
+                share = tf.where(tf.equal(rows, mates), 1.0, share)[:, None, None, None]
+                crops = share * crops + (1.0 - share) * augment(take(mates), numbers)
         return resized(crops, size or data.image_size), tf.gather(labels, rows), rows, *taught
 
     elements = (
-        rows.reshape(-1, per_replica),
+        rows,
+        mates,
         np.repeat(np.arange(first_step, first_step + steps, dtype=np.int32), local),
         np.tile((mine * per_replica).astype(np.int32), steps),
     )
     dataset = tf.data.Dataset.from_tensor_slices(elements)
     dataset = dataset.map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return dataset.prefetch(tf.data.AUTOTUNE)
+
+
+def _mates(order: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Returns what to mix each image of `order` with: the next unlabelled one, or itself."""
+    mates = order.copy()
+    # Which places are for unlabelled images is the same in all batches.
+    places = np.flatnonzero(labels[order[0]] < 0)
+    mates[:, places] = order[:, np.roll(places, -1)]
+    return mates
+
+
+def _beta(alpha: float, count: int, seed: list) -> tf.Tensor:
+    """Draws [count] float32 from Beta(α, α), as shares of Gamma(α) numbers."""
+    first, second = (
+        tf.random.stateless_gamma((count,), tf.stack([seed[0] + salt, seed[1]]), alpha)
+        for salt in (1 << 20, 1 << 21)
+    )
+    return first / (first + second)
 
 
 def _reader(images: Images) -> Callable[[tf.Tensor], tf.Tensor]:

@@ -10,6 +10,7 @@ import dataclasses
 import numpy as np
 import PIL.Image
 import pytest
+import tensorflow as tf
 import tiny
 from absl import logging
 
@@ -17,7 +18,7 @@ from refilled_tf.data import batches, unlabelled
 from refilled_tf.data.image_folder import ImageFolder
 from refilled_tf.data.sources import Digits
 from refilled_tf.data.splits import SharedClasses
-from refilled_tf.data.task import Data, Task, load
+from refilled_tf.data.task import Data, Examples, Task, load
 from refilled_tf.data.unlabelled import PhotoFolder
 from refilled_tf.errors import InputError
 from refilled_tf.recipe import Recipe
@@ -218,3 +219,46 @@ def test_a_damaged_photo_gives_way_to_the_next_while_streaming(tmp_path, monkeyp
     monkeypatch.setattr(unlabelled, "IN_MEMORY", 10)
     images = unlabelled.load(_task(photos, PhotoFolder(str(pool)))).examples.images
     np.testing.assert_array_equal(images[np.array([1])], images[np.array([2])])
+
+
+# --- mixup ----------------------------------------------------------------------------------
+
+
+def test_unlabelled_images_are_mixed_with_the_next_and_labelled_ones_stay():
+    """Image n has the single brightness 3·n, so a mixture says what it is of, and by which λ."""
+    images = np.tile((3 * np.arange(40, dtype=np.uint8))[:, None, None, None], (1, 8, 8, 3))
+    labels = np.where(np.arange(40) < 8, 0, -1).astype(np.int32)
+    examples = Examples(images, labels, np.arange(40).astype(str))
+    data = dataclasses.replace(tiny.DATA, pad=0)
+    order = batches.order(labels[:8], 32, RECIPE, seed=0, first=0, steps=20)
+    shares = []
+    dataset = batches.training_batches(examples, data, order, seed=0, mixup=0.5)
+    for rows, (mixed, *_) in zip(order, dataset.as_numpy_iterator(), strict=True):
+        pixels = mixed[:, 4, 4, 0]
+        is_labelled = rows < 8
+        np.testing.assert_array_equal(pixels[is_labelled], 3.0 * rows[is_labelled])
+        ours = 3.0 * rows[~is_labelled]
+        mates = np.roll(ours, -1)
+        shares.append((pixels[~is_labelled] - mates) / (ours - mates))
+    shares = np.concatenate(shares)
+    assert shares.min() >= -1e-4
+    assert shares.max() <= 1 + 1e-4
+    # Beta(.5, .5) has mean .5 and variance 1/8; of 240 draws, ± 4 deviations.
+    assert shares.mean() == pytest.approx(0.5, abs=4 * np.sqrt(0.125 / 240))
+    assert shares.var() == pytest.approx(0.125, abs=0.03)
+
+
+def test_replicas_together_mix_what_one_device_mixes():
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
+    labels = np.where(np.arange(40) < 8, 0, -1).astype(np.int32)
+    examples = Examples(images, labels, np.arange(40).astype(str))
+    order = batches.order(labels[:8], 32, RECIPE, seed=0, first=0, steps=3)
+
+    def batches_of(replicas):
+        context = tf.distribute.InputContext(num_replicas_in_sync=replicas)
+        dataset = batches.training_batches(
+            examples, tiny.DATA, order, 0, context=context, mixup=0.2
+        )
+        return np.concatenate([images for images, *_ in dataset.as_numpy_iterator()])
+
+    np.testing.assert_array_equal(batches_of(1), batches_of(2))
