@@ -27,8 +27,15 @@ class Forecast:
         for path in where.work_dir.glob("stages/*/result.json"):
             facts, result = storage.read_json(path.with_name("stage.json")), storage.read_json(path)
             if result.get("epochs"):
-                seen = result["epochs"] * facts["training_images"]
-                kind = _kind(facts["settings"])
+                settings = facts["settings"]
+                cycles = result["epochs"] // settings["Recipe.epochs"]
+                seen = cycles * _seen(
+                    settings.get("Recipe.steps"),
+                    settings["Recipe.batch_size"],
+                    settings["Recipe.epochs"],
+                    facts["training_images"],
+                )
+                kind = _kind(settings)
                 self._costs.setdefault(kind, []).append(result["seconds"] / seen)
 
     def minutes(self, spec: experiment.Row) -> float | None:
@@ -38,9 +45,10 @@ class Forecast:
             costs = self._costs.get(_kind(spec.settings()))
         if costs is None:
             return self._measured.get(spec.name)
-        index = read_index(spec.task.data.source, self._where.data_dir)
+        index, recipe = read_index(spec.task.data.source, self._where.data_dir), spec.recipe
         images = len(select(spec.task, index).train)
-        return statistics.median(costs) * spec.recipe.total_epochs * images / 60
+        seen = _seen(recipe.steps, recipe.batch_size, recipe.epochs, images)
+        return statistics.median(costs) * recipe.cycles * seen / 60
 
     def table(self, specs: Sequence[tuple[experiment.Row, int]]) -> str:
         """Lists what is to be finished, each with the number of experiments that share it.
@@ -65,6 +73,11 @@ class Forecast:
         if unknown:
             total += f" and, of {unknown}, an unknown time"
         return f"{markdown(('Stage', 'Experiments', 'Minutes'), lines)}\n\n{total}"
+
+
+def _seen(steps: int | None, batch_size: int, epochs: int, images: int) -> int:
+    """Returns how many images a network sees in a cycle of its schedule."""
+    return epochs * images if steps is None else steps * batch_size
 
 
 def _kind(settings: dict) -> tuple:

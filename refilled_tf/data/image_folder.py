@@ -13,18 +13,16 @@ import concurrent.futures
 import dataclasses
 import functools
 import hashlib
-import io
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import gin
 import numpy as np
-import PIL.Image
-import PIL.ImageOps
 import tensorflow as tf
 
+from refilled_tf.data import pixels
 from refilled_tf.data.sources import Index, to_square
 from refilled_tf.errors import InputError, require
 
@@ -182,10 +180,10 @@ def read_images(root: Path, keys: Sequence[str], size: int) -> tuple[np.ndarray,
 
     def read(row: int) -> None:
         try:
-            pixels = decode((root / str(keys[row])).read_bytes())
+            image = pixels.decode((root / str(keys[row])).read_bytes())
         except InputError:
             return
-        images[row] = to_square(tf.constant(pixels), size).numpy()
+        images[row] = to_square(tf.constant(image), size).numpy()
         readable[row] = True
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -269,58 +267,10 @@ def _examined(root: Path, listing: tuple[tuple[str, str, int, int], ...]) -> tup
 
 def _fault(encoded: bytes) -> str:
     try:
-        opened(encoded)
+        pixels.opened(encoded)
     except InputError as error:
         return str(error)
     return ""
-
-
-def opened(encoded: bytes | BinaryIO) -> PIL.Image.Image:
-    """Reads an image's header.
-
-    Args:
-        encoded: the file's content, or the file.
-
-    Raises:
-        InputError: it is no image.
-    """
-    require(encoded != b"", "it is empty")
-    file = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
-    try:
-        return PIL.Image.open(file, formats=("JPEG", "PNG", "BMP", "GIF", "WEBP"))
-    except Exception as error:  # Pillow raises whatever a format's reader raised.
-        raise InputError("it is no JPEG, PNG, BMP, GIF or WebP") from error
-
-
-def decode(encoded: bytes) -> np.ndarray:
-    """Decodes an image as a viewer shows it.
-
-    It is turned as its EXIF orientation says, its first frame taken, 16 bits are cut to 8, what is
-    transparent lies on white. Of an ordinary JPEG or PNG, `sources.decode_image`, which exports
-    have, makes the same.
-
-    Args:
-        encoded: the file's content.
-
-    Returns:
-        [H, W, 3] uint8, RGB.
-
-    Raises:
-        InputError: it is no image, or a damaged one.
-    """
-    image = opened(encoded)
-    try:
-        image.load()
-        image = PIL.ImageOps.exif_transpose(image)
-    except Exception as error:
-        raise InputError(f"it is damaged: {error}") from error
-    if image.mode.startswith("I"):
-        image = PIL.Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = PIL.Image.new("RGBA", image.size, "white")
-        image = PIL.Image.alpha_composite(white, image)
-    return np.asarray(image.convert("RGB"))
 
 
 def notes(survey: Survey) -> list[str]:

@@ -30,6 +30,7 @@ from refilled_tf.data import mini_imagenet  # noqa: F401
 from refilled_tf.errors import InputError, require
 from refilled_tf.quiet import muted
 
+PNG_BITS = 24  # where such a file says how many bits a pixel's channel has
 PNG = b"\x89PNG\r\n\x1a\n"  # what such a file begins with
 # What TFDS raises for a name that it does not know; the latter two for its config or version.
 UNKNOWN_DATASET = (tfds.core.DatasetNotFoundError, ValueError, AssertionError)
@@ -452,6 +453,13 @@ def _decoded(encoded: tf.Tensor) -> tf.Tensor:
         pixels = tf.io.decode_png(encoded, channels=4)
         # In 16 bits, which 255² fits: an image may have megapixels.
         color, alpha = (tf.cast(part, tf.uint16) for part in tf.split(pixels, [3, 1], axis=-1))
+        # Where pixels have fewer than 8 bits, and none is transparent, TensorFlow takes the largest
+        # number of so many bits for opaque, and not 255.
+        bits = tf.cast(
+            tf.io.decode_raw(tf.strings.substr(encoded, PNG_BITS, 1), tf.uint8)[0], tf.int32
+        )
+        most = tf.cast(tf.bitwise.left_shift(1, tf.minimum(bits, 8)) - 1, tf.uint16)
+        alpha = tf.where(tf.reduce_all(alpha == most), tf.constant(255, tf.uint16), alpha)
         return tf.cast((color * alpha + 255 * (255 - alpha) + 127) // 255, tf.uint8)
 
     return tf.cond(

@@ -21,7 +21,7 @@ import gin
 import numpy as np
 from absl import logging
 
-from refilled_tf.data import image_folder
+from refilled_tf.data import image_folder, pixels
 from refilled_tf.data.sources import Index, Source
 from refilled_tf.data.task import Examples, Images, Task, read_index, select
 from refilled_tf.errors import InputError, require
@@ -237,7 +237,7 @@ def _hash(content: bytes) -> bytes:
 def _size(encoded: bytes) -> frozenset[int] | None:
     """Returns the sides of an image, whichever way it is turned; None of what is no image."""
     try:
-        return frozenset(image_folder.opened(encoded).size)
+        return frozenset(pixels.opened(encoded).size)
     except InputError:
         return None
 
@@ -245,7 +245,7 @@ def _size(encoded: bytes) -> frozenset[int] | None:
 def _pixels(encoded: bytes) -> bytes:
     """Returns a hash of what an image shows; of what is damaged, of its file."""
     try:
-        return _hash(np.ascontiguousarray(image_folder.decode(encoded)).tobytes())
+        return _hash(np.ascontiguousarray(pixels.decode(encoded)).tobytes())
     except InputError:
         return _hash(encoded)
 
@@ -253,7 +253,7 @@ def _pixels(encoded: bytes) -> bytes:
 def _is_image(path: Path) -> bool:
     try:
         with path.open("rb") as file:
-            return image_folder.opened(file) is not None
+            return pixels.opened(file) is not None
     except (OSError, InputError):
         return False
 

@@ -11,7 +11,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from refilled_tf.data.image_folder import ImageFolder, decode, notes
+from refilled_tf.data.image_folder import ImageFolder, notes
+from refilled_tf.data.pixels import decode
 from refilled_tf.data.sources import decode_image
 from refilled_tf.data.splits import SharedClasses
 from refilled_tf.data.task import Data, load, select, student

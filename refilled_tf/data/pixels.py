@@ -1,0 +1,87 @@
+"""The pixels of an image file: one definition for training, scoring, serving and the client.
+
+It is what a viewer shows, as Pillow decodes it: turned as EXIF says, the first frame, 16 bits cut
+to 8, what is transparent on white. `sources.decode_image`, which goes into exports, does the same
+for JPEG and PNG that are not turned; `for_graph` makes every other file into one of those.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import BinaryIO
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+
+from refilled_tf.errors import InputError, require
+
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
+ORIENTATION = 0x0112  # EXIF's tag
+
+
+def opened(encoded: bytes | BinaryIO) -> PIL.Image.Image:
+    """Reads an image's header.
+
+    Args:
+        encoded: the file's content, or the file.
+
+    Raises:
+        InputError: it is no image.
+    """
+    require(encoded != b"", "it is empty")
+    file = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
+    try:
+        return PIL.Image.open(file, formats=FORMATS)
+    except Exception as error:  # Pillow raises whatever a format's reader raised.
+        raise InputError("it is no JPEG, PNG, BMP, GIF or WebP") from error
+
+
+def decode(encoded: bytes) -> np.ndarray:
+    """Decodes an image as a viewer shows it.
+
+    Args:
+        encoded: the file's content.
+
+    Returns:
+        [H, W, 3] uint8, RGB.
+
+    Raises:
+        InputError: it is no image, or a damaged one.
+    """
+    image = opened(encoded)
+    try:
+        image.load()
+        image = PIL.ImageOps.exif_transpose(image)
+    except Exception as error:
+        raise InputError(f"it is damaged: {error}") from error
+    if image.mode.startswith("I"):
+        image = PIL.Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = PIL.Image.new("RGBA", image.size, "white")
+        image = PIL.Image.alpha_composite(white, image)
+    return np.asarray(image.convert("RGB"))
+
+
+def for_graph(encoded: bytes) -> bytes:
+    """Makes a file into one of which an export's graph sees the pixels that `decode` returns.
+
+    Args:
+        encoded: the file's content.
+
+    Returns:
+        The same bytes, where the graph sees them right; else an opaque PNG of its pixels.
+
+    Raises:
+        InputError: as `decode`.
+    """
+    image = opened(encoded)
+    turned = image.getexif().get(ORIENTATION, 1) != 1
+    if image.format == "JPEG" and not turned:
+        return encoded
+    if image.format == "PNG" and not turned and "transparency" not in image.info:
+        return encoded
+    out = io.BytesIO()
+    PIL.Image.fromarray(decode(encoded)).save(out, "PNG", compress_level=1)
+    return out.getvalue()
