@@ -143,7 +143,11 @@ def gin_text(
     blocks = [
         [*(f"# {line}" for text in opening for line in text.splitlines()), f"include '{BASE}'"],
         params,
-        [f"{name} = {value}" for name, value in lengths.items()],
+        # The first whatever the lengths: steps that a user gives must suit it.
+        [
+            f"Recipe.epochs = {candidates.EPOCHS}",
+            *(f"{name} = {value}" for name, value in lengths.items()),
+        ],
         given,
     ]
     return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
@@ -205,7 +209,6 @@ def lengths(images: int, unlabelled: int, steps: int, quick: bool) -> dict[str, 
     """
     return {
         "Recipe.steps": steps,
-        "Recipe.epochs": candidates.EPOCHS,
         "Recipe.batch_size": min(64 if unlabelled else 32, images),
         # A large teacher is asked about 16,000 times beforehand, and not in every step.
         "teacher_cache.views": 2 if quick else min(8, max(2, 16_000 // (images + unlabelled))),

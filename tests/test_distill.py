@@ -270,7 +270,6 @@ def test_lengths_fit_the_number_of_images():
     )
     assert few == {
         "Recipe.steps": 6_000,
-        "Recipe.epochs": 20,
         "Recipe.batch_size": 32,
         "teacher_cache.views": 8,
     }
