@@ -16,7 +16,7 @@ import tensorflow as tf
 from absl import logging
 from tqdm.keras import TqdmCallback
 
-from refilled_tf import predictions, storage, teacher_cache
+from refilled_tf import predictions, stack, storage, teacher_cache
 from refilled_tf.data import batches
 from refilled_tf.data.task import Examples, TaskData, load
 from refilled_tf.errors import DivergedError, InputError, OutOfTimeError, require
@@ -28,7 +28,16 @@ from refilled_tf.losses.local import class_centers
 from refilled_tf.models import networks
 from refilled_tf.models.embedding_files import EmbeddingFile
 from refilled_tf.progress import bar_interval
-from refilled_tf.stage import Run, Stage, check_folder, load_network, outputs, read_history
+from refilled_tf.stage import (
+    Run,
+    Stage,
+    check_folder,
+    load_network,
+    outputs,
+    read_history,
+    recorded_versions,
+    write_facts,
+)
 
 # Steps between two checkpoints, at least: to write one takes as long as several steps of a small
 # network. Counted and not timed, so that all workers save the same epochs.
@@ -51,14 +60,19 @@ def train(stage: Stage, run: Run) -> dict[str, Any]:
     """
     folder = run.folder(stage)
     check_folder(stage, run)
+    _warn_of_other_versions(stage, run)
     if run.is_finished(stage):
         return storage.read_json(folder / "result.json")
 
     data = load(stage.task, run.data_dir)
     if run.is_chief:
-        facts = {"settings": stage.settings(), "digest": stage.digest()}
-        facts |= {"class_names": data.class_names, "training_images": len(data.train.labels)}
-        storage.write_json(folder / "stage.json", facts)
+        write_facts(
+            stage,
+            run,
+            digest=stage.digest(),
+            class_names=data.class_names,
+            training_images=len(data.train.labels),
+        )
     trained, facts = (_fit if stage.objective.trains else _take)(stage, run, data)
     if run.is_chief:
         for file, network in trained.items():
@@ -75,6 +89,17 @@ def train(stage: Stage, run: Run) -> dict[str, Any]:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     run.wait_for_all()
     return result
+
+
+def _warn_of_other_versions(stage: Stage, run: Run) -> None:
+    """Says in the log where other versions have made, or begun, a stage."""
+    for then in recorded_versions(stage, run)[-1:]:
+        if changes := stack.changes(then):
+            logging.warning(
+                "%s: %s since it was made; results may differ in their last digits",
+                run.folder(stage),
+                changes,
+            )
 
 
 def _take(stage: Stage, run: Run, data: TaskData) -> tuple[dict[str, tf.keras.Model], dict]:
