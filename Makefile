@@ -7,7 +7,7 @@ TFX_DEMO := export/tfx_demo
 WEB := export/web
 PORT := 8000
 
-export PYTHON  # so that both `make PYTHON=...` and the environment reach find_python.sh
+export PYTHON  # so that both `make PYTHON=...` and the environment reach tools/*.sh
 
 .DEFAULT_GOAL := help
 .PHONY: help train test lint tfx-demo web-demo
@@ -27,7 +27,7 @@ lint: $(STAMP)  ## check the style
 tfx-demo: $(TFX)/requirements.stamp  ## run a TFX pipeline on digits, in a .venv-tfx of its own
 	PYTHONWARNINGS=ignore TF_CPP_MIN_LOG_LEVEL=3 $(TFX)/bin/python -m export.tfx_demo.pipeline
 
-$(TFX)/requirements.stamp: $(TFX_DEMO)/requirements.txt $(TFX_DEMO)/tfx.txt | $(TFX)/bin/pip
+$(TFX)/requirements.stamp: $(TFX_DEMO)/requirements.txt $(TFX_DEMO)/tfx.txt $(TFX)/pyvenv.cfg
 	$(TFX)/bin/pip install $(PIP_FLAGS) -r $(TFX_DEMO)/requirements.txt
 	$(TFX)/bin/pip install $(PIP_FLAGS) \
 	    --no-deps --ignore-requires-python -r $(TFX_DEMO)/tfx.txt
@@ -42,10 +42,15 @@ $(WEB)/node_modules/.package-lock.json: $(WEB)/package-lock.json
 	npm ci --prefix $(WEB) --no-audit --no-fund
 	@touch $@
 
-# Not bin/python, which is already there when a set-up is interrupted before it has pip.
-%/bin/pip:
-	@python=$$(tools/find_python.sh) && set -x && "$$python" -m venv $*
+# Asked every time; a whole environment of the right Python stays as it is.
+$(VENV)/pyvenv.cfg: FORCE
+	@tools/make_venv.sh $(VENV)
 
-$(STAMP): requirements.txt requirements-dev.txt | $(VENV)/bin/pip
+$(TFX)/pyvenv.cfg: FORCE
+	@tools/make_venv.sh $(TFX) 3.11
+
+FORCE:
+
+$(STAMP): requirements.txt requirements-dev.txt $(VENV)/pyvenv.cfg
 	$(RUN) pip install $(PIP_FLAGS) -r requirements-dev.txt
 	@touch $@

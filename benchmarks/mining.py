@@ -1,4 +1,4 @@
-r"""Time and memory of triplet mining beside tensorflow-addons.
+r"""Time and memory of triplet mining beside tensorflow-addons, which ends with Python 3.11.
 
     python -m benchmarks.mining
     python -m benchmarks.mining --sizes=128,256 --time_limit=30
@@ -26,7 +26,6 @@ import statistics
 import subprocess
 import sys
 import time
-import warnings
 
 from absl import app, flags
 
@@ -88,11 +87,12 @@ def measure(
     Returns:
       {"ms": median milliseconds of a call, "mb": megabytes added at the peak}.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    warnings.filterwarnings("ignore", message=r"\s*TensorFlow Addons")
+    import refilled_tf  # noqa: F401  # isort: skip  # before TensorFlow, which it sets up
     import numpy as np
     import tensorflow as tf
-    import tensorflow_addons as tfa
+
+    if method == "tfa":
+        import tensorflow_addons as tfa
 
     from refilled_tf.losses.triplets import triplet_kl
 
@@ -132,6 +132,8 @@ def _failure(stderr: str, returncode: int) -> str:
     """A few words on why a measurement failed."""
     if re.search(r"ResourceExhausted|OOM when|bad_alloc|MemoryError|allocate memory", stderr):
         return "out of memory"
+    if "No module named 'tensorflow_addons'" in stderr:
+        return "not installed"
     if returncode < 0:
         return f"killed by signal {-returncode}"
     lines = stderr.strip().splitlines()

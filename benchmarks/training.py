@@ -28,7 +28,7 @@ import shutil
 import statistics
 import sys
 
-import refilled_tf  # noqa: F401  # isort: skip  # before TensorFlow, which it quietens
+import refilled_tf  # noqa: F401  # isort: skip  # before TensorFlow, which it sets up
 import numpy as np
 import tensorflow as tf
 from absl import flags

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from importlib import metadata
 
@@ -11,16 +10,10 @@ import tensorflow as tf
 from export import MODEL_NAME
 from export.signatures import VOCABULARY, Functions
 from export.trained import Trained
+from refilled_tf import stack
 from refilled_tf.stage import Stage
 
-PACKAGES = (
-    "tensorflow",
-    "keras",
-    "keras-cv",
-    "tensorflow-datasets",
-    "tensorflow-serving-api",
-    "numpy",
-)
+PACKAGES = ("tensorflow-datasets", "tensorflow-serving-api")  # beside those of stack.versions
 
 # The letters of export/signatures.py.
 SUPPORT_SIZES = {
@@ -110,8 +103,7 @@ def text(trained: Trained, functions: Functions, difference: float) -> str:
     options = stage.task.data
     teachers, limit = _teachers(stage), stage.task.images_per_class
     box = getattr(options.source, "box", None)
-    packages = {"Python": platform.python_version()}
-    packages |= {name: metadata.version(name) for name in PACKAGES}
+    packages = stack.versions() | {name: metadata.version(name) for name in PACKAGES}
     return CARD.format(
         method=stage.method,
         classes=len(data.class_names),

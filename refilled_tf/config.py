@@ -166,8 +166,8 @@ def option_of(param: str) -> str:
 
 def _takes_effect(name: str) -> bool:
     """Whether the loaded experiment has used the value that is set for `name` in any scope."""
-    # A value may go on on indented lines.
-    used = rf"^(?:\w+/)*{re.escape(name)} = (.*(?:\n +.*)*)"
+    # A value that is too long for its line follows on indented lines, after a backslash.
+    used = rf"^(?:\w+/)*{re.escape(name)} = (?:\\\n +)?(.*(?:\n +.*)*)"
     values = re.findall(used, operative_config(), re.MULTILINE)
     return any(gin.config.parse_value(v) == gin.query_parameter(name) for v in values)
 

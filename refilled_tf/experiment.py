@@ -11,14 +11,13 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
-from importlib import metadata
 from typing import Any
 
 import gin
 import tensorflow as tf
 
+from refilled_tf import stack, storage, training
 from refilled_tf import stage as stages
-from refilled_tf import storage, training
 from refilled_tf.data import unlabelled
 from refilled_tf.data.task import Task, load
 from refilled_tf.errors import require, require_built
@@ -163,7 +162,7 @@ def run(
         "experiment": list(gin_files),
         "command": command,
         "replicas": where.strategy.num_replicas_in_sync,
-        "versions": {name: metadata.version(name) for name in ("tensorflow", "keras-cv")},
+        "versions": stack.versions(),
         "rows": [],
     }
     for row in experiment.rows:

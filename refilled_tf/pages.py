@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import base64
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from refilled_tf import storage, tables
+from refilled_tf import stack, storage, tables
 from refilled_tf.tables import Grid
 
 CAPTIONS = {
@@ -111,5 +110,5 @@ def _page(title: str, folders: list[Path]) -> str:
         content = storage.read_json(file) if file.exists() else {"title": folder.name.title()}
         shown = [(path, CAPTIONS.get(path.name, "")) for path in sorted(folder.glob(PICTURES))]
         sections.append(content | {"name": folder.name, "pictures": shown})
-    versions = {name: metadata.version(name) for name in ("tensorflow", "keras-cv", "numpy")}
-    return render("results.html", title=title, sections=sections, above=ABOVE, versions=versions)
+    facts = {"title": title, "sections": sections, "above": ABOVE, "versions": stack.versions()}
+    return render("results.html", **facts)

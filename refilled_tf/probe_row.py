@@ -13,7 +13,7 @@ from refilled_tf import storage
 from refilled_tf.data.task import Task, load, read_index, select
 from refilled_tf.errors import require, require_built, require_name
 from refilled_tf.evaluation import embedding
-from refilled_tf.stage import Run, Stage, check_folder, outputs, settings_of
+from refilled_tf.stage import Run, Stage, check_folder, outputs, settings_of, write_facts
 
 CLASSIFIERS = {
     "1nn": embedding.nearest_neighbor_accuracy,
@@ -111,6 +111,6 @@ class Probe:
             "seconds": round(time.monotonic() - started, 1),
         }
         if run.is_chief:
-            storage.write_json(folder / "stage.json", {"settings": self.settings()})
+            write_facts(self, run)
             storage.write_json(folder / "result.json", result)
         return result

@@ -1,11 +1,11 @@
 """A stage: what is trained on which task with which objective, and the folder it has to itself.
 
-FOLDER/stage.json       what made it: every setting that matters, and its parents' digests
+FOLDER/stage.json       what made it: every setting that matters, its parents' digests, and versions
 FOLDER/checkpoints/     the last saved epochs, while it trains
 FOLDER/cache/           of a teacher: its outputs for fixed views, see teacher_cache.py
 FOLDER/logs/            TensorBoard
 FOLDER/history.csv      the loss and its parts, epoch by epoch
-FOLDER/model.keras      the trained network; plain Keras
+FOLDER/model.keras      the trained network; this Keras 2 reads it, or a later one
 FOLDER/head.keras       what an objective for few-shot learning has trained on top of the embedding
 FOLDER/predictions.csv  what a classifier makes of each image that it is scored on
 FOLDER/result.json      scores and cost; written last, so it marks the stage as finished
@@ -28,7 +28,7 @@ import gin
 import numpy as np
 import tensorflow as tf
 
-from refilled_tf import storage
+from refilled_tf import stack, storage
 from refilled_tf.data import batches, unlabelled
 from refilled_tf.data.task import Task, load, read_index, select
 from refilled_tf.errors import InputError, require, require_built, require_name, require_whole
@@ -453,6 +453,21 @@ def check_folder(stage: Named, run: Run) -> None:
     )
 
 
+def write_facts(spec: Named, run: Run, **more: Any) -> None:
+    """Writes stage.json: the settings, the versions that have worked on it in turn, and more."""
+    versions, now = recorded_versions(spec, run), stack.versions()
+    if now not in versions[-1:]:
+        versions.append(now)
+    facts = {"settings": spec.settings(), "versions": versions}
+    storage.write_json(run.folder(spec) / "stage.json", facts | more)
+
+
+def recorded_versions(spec: Named, run: Run) -> list[dict[str, str]]:
+    """Returns what `stack.versions` was whenever a folder was worked on, without repetitions."""
+    path = run.folder(spec) / "stage.json"
+    return storage.read_json(path).get("versions", []) if path.exists() else []
+
+
 def differences(there: dict[str, Any], now: dict[str, Any]) -> str:
     """Lists in words how settings read from a file differ from the present ones; "" if nowhere."""
     # Through JSON, as what is compared with has been.
@@ -521,7 +536,9 @@ def _load(stage: Stage, run: Run, file: str) -> tf.keras.Model:
     path = run.folder(stage) / file
     require(path.exists(), f"{path} is missing: stage {stage.name!r} is not finished")
     try:
-        return tf.keras.models.load_model(path, compile=False)
+        return stack.load_keras(path, str(path))
+    except InputError:
+        raise
     except Exception as error:  # Keras raises whatever the zip, HDF5 or JSON reader raised.
         raise InputError(
             f"{path} is unreadable ({type(error).__name__}); delete {path.parent} to train the "

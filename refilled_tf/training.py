@@ -16,7 +16,7 @@ import tensorflow as tf
 from absl import logging
 from tqdm.keras import TqdmCallback
 
-from refilled_tf import predictions, storage, teacher_cache
+from refilled_tf import predictions, stack, storage, teacher_cache
 from refilled_tf.data import batches, unlabelled
 from refilled_tf.data.task import Examples, TaskData, load
 from refilled_tf.errors import DivergedError, InputError, OutOfTimeError, require
@@ -28,7 +28,16 @@ from refilled_tf.learners.cross_entropy import accuracy
 from refilled_tf.models import networks
 from refilled_tf.models.embedding_files import EmbeddingFile
 from refilled_tf.progress import bar_interval
-from refilled_tf.stage import Run, Stage, check_folder, load_network, outputs, read_history
+from refilled_tf.stage import (
+    Run,
+    Stage,
+    check_folder,
+    load_network,
+    outputs,
+    read_history,
+    recorded_versions,
+    write_facts,
+)
 from refilled_tf.teacher_embeddings import teacher_embeddings
 
 # Steps between two checkpoints, at least: to write one takes as long as several steps of a small
@@ -54,18 +63,20 @@ def train(stage: Stage, run: Run) -> dict[str, Any]:
     """
     folder = run.folder(stage)
     check_folder(stage, run)
+    _warn_of_other_versions(stage, run)
     if run.is_finished(stage):
         return storage.read_json(folder / "result.json")
 
     data = load(stage.task, run.data_dir)
     if run.is_chief:
-        facts = {"settings": stage.settings(), "digest": stage.digest()}
-        facts |= {"class_names": data.class_names, "training_images": len(data.train.labels)}
-        if stage.task.unlabelled:
-            further = unlabelled.load(stage.task, run.data_dir)
-            facts["unlabelled_images"] = len(further.examples.labels)
-            facts["left_out"] = further.scored
-        storage.write_json(folder / "stage.json", facts)
+        write_facts(
+            stage,
+            run,
+            digest=stage.digest(),
+            class_names=data.class_names,
+            training_images=len(data.train.labels),
+            **_unlabelled_facts(stage, run),
+        )
     way = _fit if stage.objective.trains else _refit if stage.objective.refits else _take
     trained, facts = way(stage, run, data)
     if run.is_chief:
@@ -83,6 +94,17 @@ def train(stage: Stage, run: Run) -> dict[str, Any]:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     run.wait_for_all()
     return result
+
+
+def _warn_of_other_versions(stage: Stage, run: Run) -> None:
+    """Says in the log where other versions have made, or begun, a stage."""
+    for then in recorded_versions(stage, run)[-1:]:
+        if changes := stack.changes(then):
+            logging.warning(
+                "%s: %s since it was made; results may differ in their last digits",
+                run.folder(stage),
+                changes,
+            )
 
 
 def _take(stage: Stage, run: Run, data: TaskData) -> tuple[dict[str, tf.keras.Model], dict]:
@@ -127,6 +149,14 @@ class _Clock(tf.keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs=None) -> None:
         self.seconds.append(time.monotonic() - self._started)
+
+
+def _unlabelled_facts(stage: Stage, run: Run) -> dict[str, Any]:
+    """Returns what stage.json says of unlabelled images, where there are some."""
+    if not stage.task.unlabelled:
+        return {}
+    further = unlabelled.load(stage.task, run.data_dir)
+    return {"unlabelled_images": len(further.examples.labels), "left_out": further.scored}
 
 
 def _examples(stage: Stage, run: Run, data: TaskData) -> Examples:

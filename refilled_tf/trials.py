@@ -25,6 +25,7 @@ from refilled_tf.stage import (
     load_network,
     settings_of,
     untrained_network,
+    write_facts,
 )
 
 
@@ -145,7 +146,7 @@ class Trials:
             "seconds": round(time.monotonic() - started, 1),
         }
         if run.is_chief:
-            storage.write_json(folder / "stage.json", {"settings": self.settings()})
+            write_facts(self, run)
             storage.write_json(folder / "result.json", result)
         return result
 

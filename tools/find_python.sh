@@ -1,16 +1,21 @@
 #!/usr/bin/env bash
-# Prints the path of a Python that requirements.txt installs on, or says why there is none.
+# Prints the path of the newest Python that requirements.txt installs on, or says why there is none.
 # PYTHON=... replaces the search. Only bash builtins, so that any PATH will do.
+#   tools/find_python.sh [NEWEST]    with NEWEST such as 3.11, none that is newer
 set -euo pipefail
 
-# TensorFlow 2.15 has wheels for 3.9 to 3.11, but tensorflow-datasets as pinned asks for 3.10 or
-# later. 3.9 is looked up all the same, so that the message names it.
-accepted='3.10 or 3.11'
+# TensorFlow Datasets as pinned asks for 3.10 or later, TensorFlow 2.21 has wheels up to 3.13.
+oldest=3.10
+newest=${1:-3.13}
 
 if [[ -n ${PYTHON:-} ]]; then
   names=("$PYTHON")
 else
-  names=(python3.11 python3.10 python3.9 python3 python)
+  names=()
+  for ((minor = ${newest#3.}; minor >= ${oldest#3.}; minor--)); do
+    names+=("python3.$minor")
+  done
+  names+=(python3 python)
 fi
 
 found=()
@@ -19,7 +24,8 @@ for name in "${names[@]}"; do
     # Being on PATH is not enough: a pyenv shim may stand for a version that is not active.
     version=$("$path" -c 'import platform; print(platform.python_version())' 2>&1) ||
       version="does not run"
-    if [[ $version != 3.1[01].* ]]; then
+    if ! [[ $version =~ ^3\.([0-9]+)\. ]] ||
+      ((BASH_REMATCH[1] < ${oldest#3.} || BASH_REMATCH[1] > ${newest#3.})); then
       found+=("$path: $version")
     elif ! "$path" -c 'import ensurepip, venv' >/dev/null 2>&1; then
       found+=("$path: $version without the venv module")
@@ -31,13 +37,13 @@ for name in "${names[@]}"; do
 done
 
 {
-  echo "No usable Python: Python $accepted is needed, as the pins in requirements.txt ask."
+  echo "No usable Python: Python $oldest to $newest is needed."
   if ((${#found[@]})); then
     echo "Found only:"
     printf '  %s\n' "${found[@]}"
   else
     echo "Found none as: ${names[*]}."
   fi
-  echo "Install Python $accepted, or name one: make PYTHON=/path/to/python3.11 ..."
+  echo "Install one of these, or name one: make PYTHON=/path/to/python$newest ..."
 } >&2
 exit 1

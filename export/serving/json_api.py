@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import inspect
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +26,11 @@ from export.serving.errors import Code, RequestError, require_valid
 from export.serving.model import Model
 
 Infos = Mapping[str, TensorInfo]  # what a signature says of its inputs
+
+# Protobuf 5 has given the option a new name.
+_DEFAULTS_TOO = "always_print_fields_with_no_presence"
+if _DEFAULTS_TOO not in inspect.signature(json_format.MessageToDict).parameters:
+    _DEFAULTS_TOO = "including_default_value_fields"
 
 
 def predict(model: Model, body: bytes) -> dict[str, Any]:
@@ -121,7 +127,7 @@ def metadata(model: Model) -> dict[str, Any]:
 def of_message(message: Message) -> dict[str, Any]:
     """Returns a message with its fields' own names, and with fields that have their defaults."""
     return json_format.MessageToDict(
-        message, preserving_proto_field_name=True, including_default_value_fields=True
+        message, preserving_proto_field_name=True, **{_DEFAULTS_TOO: True}
     )
 
 
@@ -224,7 +230,8 @@ def _feature(name: str, value: Any) -> tf.train.Feature:
     """Makes a feature of one value or of a list, all of one type; booleans count as 1 and 0."""
     values = value if isinstance(value, list) else [value]
     if all(isinstance(each, int) and -(2**63) <= each < 2**63 for each in values):
-        return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
+        numbers = [int(each) for each in values]  # protobuf 5 takes no booleans
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=numbers))
     if all(isinstance(each, float) for each in values):
         return tf.train.Feature(float_list=tf.train.FloatList(value=values))
     strings = [_bytes(each, f"feature {name!r}") for each in values]

@@ -405,7 +405,9 @@ def _read_examples(path: str) -> Iterator[tuple[bytes, int, str]]:
             )
             yield encoded, label, example["image/class/text"].decode(errors="replace")
     except tf.errors.OpError as error:
-        reason = re.sub(r"{{.*?}} ", "", error.message.splitlines()[0])
+        # After where in the pipeline it happened.
+        where = r"{{.*?}} |Error in user-defined function .*? iterator: \S+: "
+        reason = re.sub(where, "", error.message.splitlines()[0])
         raise InputError(f"{path} is not a file of tf.Examples: {reason}") from error
 
 

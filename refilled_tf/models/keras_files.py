@@ -22,6 +22,7 @@ import tensorflow as tf
 from refilled_tf import storage
 from refilled_tf.errors import InputError, require
 from refilled_tf.models.networks import checkpointed, resized
+from refilled_tf.stack import load_keras
 
 # As tf.keras.applications.imagenet_utils.preprocess_input means them: [-1, 1]; mean and standard
 # deviation of ImageNet in [0, 1]; BGR minus ImageNet's mean.
@@ -37,7 +38,7 @@ _AFTER_A_CLASSIFIER = (
 @gin.register
 @dataclasses.dataclass(frozen=True)
 class KerasFile:
-    """A network that somebody has saved with Keras.
+    """A network that somebody has saved with Keras 2, this one or an earlier one.
 
     Attributes:
         file: a .keras or .h5 file, or a folder in TensorFlow's SavedModel format that Keras wrote.
@@ -199,7 +200,9 @@ def _hash(root: Path, files: tuple[Path, ...], stats: tuple[tuple[int, int], ...
 
 def _read(file: str) -> tf.keras.Model:
     try:
-        network = tf.keras.models.load_model(Path(file).expanduser(), compile=False)
+        network = load_keras(Path(file).expanduser(), f"KerasFile.file={file}")
+    except InputError:
+        raise
     except Exception as error:  # Keras raises whatever the zip, HDF5 or JSON reader raised.
         reason = " ".join(str(error).split())[:200]
         raise InputError(

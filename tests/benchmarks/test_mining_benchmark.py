@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -10,9 +11,12 @@ import pytest
 
 from benchmarks import mining
 
+ADDONS = importlib.util.find_spec("tensorflow_addons") is not None
+needs_addons = pytest.mark.skipif(not ADDONS, reason="tensorflow-addons ends with Python 3.11")
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(mining.__file__)))
 
 
+@needs_addons
 @pytest.mark.slow
 def test_command_prints_a_row_for_each_size():
     command = [sys.executable, "-m", "benchmarks.mining", "--sizes=16", "--repeats=1"]
@@ -40,6 +44,7 @@ def test_too_slow_is_reported():
     assert mining.measure_apart("tfa", 16, 0.01, []) == {"failure": "over 0.01 s"}
 
 
+@needs_addons
 @pytest.mark.slow
 def test_out_of_memory_is_reported():
     # Theirs holds B^3 floats: 1024^3 * 4 bytes = 4 GB, against an allowance of 1 GB.
@@ -52,6 +57,11 @@ def test_other_failures_are_reported():
     assert result["failure"].startswith("failed:")
     assert mining._failure("", -9) == "killed by signal 9"
     assert mining._failure("", 3) == "failed: exit code 3"
+
+
+@pytest.mark.skipif(ADDONS, reason="tensorflow-addons is installed")
+def test_missing_addons_are_reported():
+    assert mining.measure_apart("tfa", 16, 60, ["--width=4"]) == {"failure": "not installed"}
 
 
 def test_row_by_hand():

@@ -838,7 +838,7 @@ def test_running_requests_are_answered_after_sigterm(version, tmp_path):
     large = [images.black_png(2**13, 2**12)] * 24
     body = {"signature_name": "serving_bytes", "inputs": _json(large)}
     with (
-        embedded.server(tmp_path) as running,
+        embedded.server(tmp_path, "--grace_seconds=250") as running,
         grpc.insecure_channel(running.grpc) as channel,
         ThreadPoolExecutor(2) as threads,
     ):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -225,7 +227,8 @@ def test_missing_network_names_the_option(monkeypatch):
         raise Exception("URL fetch failure")
 
     # As Keras raises where there is no way out.
-    monkeypatch.setattr("keras.src.utils.data_utils.get_file", fail)
+    module = sys.modules[tf.keras.utils.get_file.__module__]
+    monkeypatch.setattr(module, "get_file", fail)
     with pytest.raises(InputError, match=r"cannot be downloaded \(URL .*--teacher_weights"):
         Application("MobileNetV2", input_size=96).build(96)
 
