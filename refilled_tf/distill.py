@@ -96,6 +96,8 @@ def main(argv: list[str]) -> None:
         head=head,
     )
     storage.write_text(output / "report.html", distill_report.html(report))
+    if weak := distill_report.warning(results["rows"]):
+        print(weak)
     print(distill_report.line(report))
 
 

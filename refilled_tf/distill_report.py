@@ -97,6 +97,23 @@ def points(mean: float, error: float) -> str:
     return f"{100 * mean:+.1f} ± {100 * error:.1f}"
 
 
+def warning(rows: Sequence[dict[str, Any]]) -> str:
+    """Says that the teacher knows too little, where its own classifier is not above the student.
+
+    Args:
+        rows: of results.json.
+    """
+    accuracies = {row["stage"]: row["accuracy"] for row in rows}
+    teacher, student = (accuracies.get(name) for name in ("teacher_lr", "student_kx"))
+    if teacher is None or student is None or teacher > student:
+        return ""
+    return (
+        f"The teacher's own linear classifier ({_percent(teacher)}) is not above the student alone "
+        f"({_percent(student)}): it knows too little of these classes to teach them. "
+        "`python -m refilled_tf.probe` compares teachers"
+    )
+
+
 def html(what: Report) -> str:
     """Writes the page.
 
@@ -109,6 +126,7 @@ def html(what: Report) -> str:
         "distill.html",
         percent=_percent,
         points=points,
+        warning=warning(what.rows),
         standard_error=standard_error,
         what=what,
         output=shlex.quote(str(what.output)),

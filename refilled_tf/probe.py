@@ -27,6 +27,7 @@ from refilled_tf.progress import bar_interval
 FLAGS = flags.FLAGS
 BATCH_SIZE = 32
 FEWEST_FOLDS = 3
+PIXELS = 16  # side of the images whose pixels are a baseline
 WIDTH = 0.25  # of a student that is never built
 
 
@@ -37,7 +38,7 @@ class Score(NamedTuple):
         name: as the command line names the teacher.
         size: d of its embeddings [N, d].
         accuracies: as `cross_validated` returns them.
-        seconds: per image; None for an embedding file.
+        seconds: per image; None where no network runs.
     """
 
     name: str
@@ -118,9 +119,18 @@ def score(
     return Score(name, embeddings.shape[1], accuracies, seconds)
 
 
+def of_pixels(task: Task, folds: int, data_dir: str | None) -> Score:
+    """Scores the images' own pixels, as a teacher that knows nothing would hand them on."""
+    data = dataclasses.replace(task.data, image_size=PIXELS, load_size=PIXELS, view_size=None)
+    examples = load(dataclasses.replace(task, data=data), data_dir).train
+    flat = examples.images.reshape(len(examples.labels), -1).astype(np.float32)
+    accuracies = cross_validated(flat, examples.labels, folds, seed=0)
+    return Score(f"no teacher: {PIXELS}×{PIXELS} pixels", flat.shape[1], accuracies, None)
+
+
 def ranked(scores: list[Score]) -> list[Score]:
-    """Puts the best first: by NCM, since nearest class means are what a teacher tells a student."""
-    return sorted(scores, key=lambda each: each.mean("ncm"), reverse=True)
+    """Puts the best first: by its linear probe, which is what a teacher tells a student."""
+    return sorted(scores, key=lambda each: each.mean("linear"), reverse=True)
 
 
 def table(scores: list[Score]) -> str:
@@ -142,33 +152,39 @@ def table(scores: list[Score]) -> str:
     return report.markdown(header, lines)
 
 
-def expectation(scores: list[Score], classes: int) -> str:
+def expectation(scores: list[Score], pixels: Score) -> str:
     """Says in words what the scores mean.
 
     Args:
         scores: the best first.
-        classes: how many there are.
+        pixels: what a linear classifier makes of the images without any teacher.
     """
-    best, chance = scores[0], 1 / classes
-    accuracy, error = best.mean("ncm"), best.error("ncm")
-    if accuracy - 2 * error <= chance:
+    best, floor = scores[0], pixels.mean("linear")
+    accuracy, error = best.mean("linear"), best.error("linear")
+
+    def knows_nothing(each: Score) -> bool:
+        return each.mean("linear") - 2 * each.error("linear") <= floor
+
+    if knows_nothing(best):
         return (
-            f"No teacher here tells these classes apart: {best.name} reaches "
-            f"{100 * accuracy:.1f} % by nearest class means, chance is {100 * chance:.1f} %. "
-            "Expect nothing of distilling it; a student learns as much from the labels alone."
+            f"No teacher here knows these classes: a linear classifier on {best.name} is right in "
+            f"{100 * accuracy:.1f} %, on {pixels.size // 3} pixels without any teacher in "
+            f"{100 * floor:.1f} %. Expect nothing of distilling it; a student learns as much from "
+            "the labels alone."
         )
     said = (
-        f"{best.name} is right {accuracy / chance:.1f} times as often as chance "
-        f"({100 * accuracy:.1f} % against {100 * chance:.1f} %) by nearest class means alone. The "
-        "more it beats a student trained on the labels alone, the more there is to hand over."
+        f"A linear classifier on {best.name} is right in {100 * accuracy:.1f} %, without a teacher "
+        f"in {100 * floor:.1f} %. That is about what a student can come to with enough unlabelled "
+        "images; the more it beats a student trained on the labels alone, the more there is to "
+        "hand over."
     )
-    useless = [s.name for s in scores if s.mean("ncm") - 2 * s.error("ncm") <= chance]
+    useless = [each.name for each in scores if knows_nothing(each)]
     if useless:
-        said += f" Not above chance: {', '.join(useless)}."
+        said += f" No better than pixels: {', '.join(useless)}."
     close = [
         each.name
         for each in scores[1:]
-        if accuracy - each.mean("ncm") <= 2 * np.hypot(error, each.error("ncm"))
+        if accuracy - each.mean("linear") <= 2 * np.hypot(error, each.error("linear"))
     ]
     if close:
         said += f" Within the noise of it: {', '.join(close)}; of equals take the fastest."
@@ -194,9 +210,9 @@ def main(argv: list[str]) -> None:
     where = FLAGS.image_size, FLAGS.folds, FLAGS.data_dir
     scores = ranked([score(*each, task, *where) for each in zip(specs, candidates, strict=True)])
     selection = select(task, read_index(task.data.source, FLAGS.data_dir))
-    classes = len(selection.class_names)
+    pixels, classes = of_pixels(task, FLAGS.folds, FLAGS.data_dir), len(selection.class_names)
     print(f"\n{classes} classes, {len(selection.train)} images that train, {FLAGS.folds} folds\n")
-    print(f"{table(scores)}\n\n{expectation(scores, classes)}")
+    print(f"{table([*scores, pixels])}\n\n{expectation(scores, pixels)}")
 
 
 def _one_for_each(name: str, values: list[str], count: int) -> list[str | None]:

@@ -79,19 +79,29 @@ def test_only_training_images_are_looked_at(folder):
         probe.score("", teachers.parse(f"{folder}/less.npz"), task, 16, 3, None)
 
 
-def _score(name, ncm, seconds=None):
-    return probe.Score(name, 2, {"ncm": np.array(ncm)}, seconds)
+def _score(name, linear, size=2):
+    return probe.Score(name, size, {"linear": np.array(linear)}, None)
 
 
 def test_what_is_said():
     good, close = _score("a", [0.8, 0.82, 0.84]), _score("b", [0.75, 0.8, 0.85])
-    chance = _score("c", [0.2, 0.25, 0.3])
-    said = probe.expectation([good, close, chance], 4)
-    assert "a is right 3.3 times as often as chance (82.0 % against 25.0 %)" in said
-    assert "Not above chance: c." in said
+    weak, pixels = _score("c", [0.35, 0.4, 0.45]), _score("", [0.38, 0.39, 0.4], 768)
+    said = probe.expectation([good, close, weak], pixels)
+    assert "on a is right in 82.0 %, without a teacher in 39.0 %" in said
+    assert "No better than pixels: c." in said
     assert "Within the noise of it: b;" in said
-    assert "No teacher here tells these classes apart" in probe.expectation([chance], 4)
-    assert "noise" not in probe.expectation([good, _score("d", [0.5, 0.51, 0.52])], 4)
+    said = probe.expectation([weak], pixels)
+    assert "No teacher here knows these classes" in said
+    assert "on c is right in 40.0 %, on 256 pixels without any teacher in 39.0 %" in said
+    assert "noise" not in probe.expectation([good, _score("d", [0.5, 0.51, 0.52])], pixels)
+
+
+def test_pixels_are_those_of_small_images(folder):
+    """Digits are told apart by their pixels alone, and an equal network is no better."""
+    task = distill_config.task_of(str(folder / "images"), None)
+    pixels = probe.of_pixels(task, 3, None)
+    assert pixels.size == 16 * 16 * 3
+    assert pixels.mean("linear") > 0.9
 
 
 def test_too_few_images_are_named(folder):
@@ -113,8 +123,10 @@ def test_command_prints_the_table(folder):
     assert done.returncode == 0, done.stderr
     rows = [line for line in done.stdout.splitlines() if line.startswith(f"| {folder}")]
     assert ["pixels.keras" in row for row in rows] == [True, False]
+    assert "| no teacher: 16×16 pixels" in done.stdout
     assert "4 classes, 48 images that train, 3 folds" in done.stdout
-    assert "pixels.keras is right" in done.stdout
+    # It hands on what it sees, so it is of no use.
+    assert "No teacher here knows these classes" in done.stdout
     assert "warning" not in done.stderr.lower()
 
 
