@@ -42,6 +42,7 @@ from refilled_tf.models import (  # noqa: F401
     embedding_files,
     keras_files,
     mobilenet,
+    onnx_files,
     resnet,
     resnet12,
     wide_resnet,

@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
     storage.require_writable("--output", output)
     gin_file, work_dir = output / "distill.gin", output / "training"
     teacher = teachers.parse(
-        FLAGS.teacher, FLAGS.teacher_layer, FLAGS.teacher_weights, FLAGS.teacher_preprocessing
+        FLAGS.teacher, **{name: FLAGS[f"teacher_{name}"].value for name in teachers.OPTIONS}
     )
     distill_config.check_choices(FLAGS.width, FLAGS.gin_param, FLAGS.tune)
     settings = distill_config.settings(
@@ -182,9 +182,8 @@ if __name__ == "__main__":
         "images", None, "A folder with a folder for each class, or a TFDS name.", required=True
     )
     flags.DEFINE_string("teacher", None, f"The teacher: {teachers.ACCEPTED}.", required=True)
-    flags.DEFINE_string("teacher_layer", None, "Layer whose output is its embedding.")
-    flags.DEFINE_string("teacher_weights", None, "Weights of an imagenet: teacher.")
-    flags.DEFINE_string("teacher_preprocessing", None, "What a file wants done to images.")
+    for name, explanation in teachers.OPTIONS.items():
+        flags.DEFINE_string(f"teacher_{name}", None, explanation)
     flags.DEFINE_multi_float(
         "width", [0.25], "The student's width multiplier; several for --tune to choose from."
     )

@@ -116,7 +116,7 @@ def settings(task: Task, teacher: teachers.Teacher, width: float, image_size: in
 
 def _fine_tune_lines(teacher: teachers.Teacher) -> list[str]:
     """Lets the row @fine_tune/Stage() be asked for, where the teacher has a network to train."""
-    if isinstance(teacher, teachers.EmbeddingFile):
+    if isinstance(teacher, teachers.EmbeddingFile | teachers.OnnxFile):
         return []
     return [f"fine_tune/Stage.backbone = @teacher/{type(teacher).__name__}()"]
 

@@ -27,6 +27,9 @@ from refilled_tf.models.networks import checkpointed, resized
 # deviation of ImageNet in [0, 1]; BGR minus ImageNet's mean.
 PREPROCESSING = ("none", "tf", "torch", "caffe")
 
+# RGB [B, h, w, 3] float32 in [0, 255] to the range and the colour order that a network takes.
+Preprocess = Callable[[np.ndarray], np.ndarray]
+
 _AFTER_A_CLASSIFIER = (
     tf.keras.layers.Activation,
     tf.keras.layers.Dropout,
@@ -78,14 +81,7 @@ class KerasFile:
         """
         network = _read(self.file)
         embedding = embedding_of(network, self.layer, f"KerasFile.file={self.file}")
-        return as_backbone(network.input, embedding, image_size, self._preprocess)
-
-    def _preprocess(self, images: np.ndarray) -> np.ndarray:
-        if self.preprocessing == "none":
-            return images
-        return tf.keras.applications.imagenet_utils.preprocess_input(
-            images, mode=self.preprocessing
-        )
+        return as_backbone(network.input, embedding, image_size, preprocess(self.preprocessing))
 
 
 @gin.register
@@ -142,8 +138,8 @@ class Application:
             network.set_weights(self._read(whole, network))
         what = f"Application.name={self.name!r}"
         embedding = embedding_of(network, self.layer or network.layers[-1].name, what)
-        preprocess = sys.modules[make.__module__].preprocess_input
-        return as_backbone(network.input, embedding, image_size, preprocess)
+        own = sys.modules[make.__module__].preprocess_input
+        return as_backbone(network.input, embedding, image_size, own)
 
     def _downloaded(self, make: Callable[..., tf.keras.Model], size: int) -> list[np.ndarray]:
         try:
@@ -170,6 +166,26 @@ class Application:
             f"Application.weights={self.weights} holds no weights of {self.name}, neither without "
             f"its classifier ({reasons[0]}) nor with it ({reasons[1]})"
         )
+
+
+def preprocess(name: str) -> Preprocess:
+    """Returns what one of `PREPROCESSING` does to images [B, h, w, 3] float32, RGB in [0, 255]."""
+    if name == "none":
+        return lambda images: images
+    return functools.partial(tf.keras.applications.imagenet_utils.preprocess_input, mode=name)
+
+
+def affine(preprocess: Preprocess) -> tuple[np.ndarray, np.ndarray]:
+    """Finds out what preprocessing calculates, from four colours.
+
+    All of Keras's kinds are affine in a pixel's colours.
+
+    Returns:
+        A [3, 3] and b [3] float32: colours [3] become colours @ A + b.
+    """
+    offset = preprocess(np.zeros((1, 1, 1, 3), np.float32))
+    slopes = (preprocess(255 * np.eye(3, dtype=np.float32).reshape(3, 1, 1, 3)) - offset) / 255
+    return slopes.reshape(3, 3), offset.reshape(3)
 
 
 def content_hash(option: str, path: str) -> str:
@@ -274,7 +290,7 @@ def as_backbone(
     inputs: tf.Tensor,
     embedding: tf.Tensor,
     image_size: int,
-    preprocess: Callable[[np.ndarray], np.ndarray],
+    preprocess: Preprocess,
 ) -> tf.keras.Model:
     """Lets a network take our images.
 
@@ -300,19 +316,12 @@ def as_backbone(
     return tf.keras.Model(images, x)
 
 
-def _preprocessing_layer(
-    preprocess: Callable[[np.ndarray], np.ndarray],
-) -> tf.keras.layers.Layer:
-    """Returns a layer that does the same.
-
-    All of Keras's kinds of preprocessing are affine in a pixel's colours, so four colours tell
-    them, and a 1×1 convolution does any, in a layer that every Keras can load.
-    """
-    offset = preprocess(np.zeros((1, 1, 1, 3), np.float32))
-    slopes = (preprocess(255 * np.eye(3, dtype=np.float32).reshape(3, 1, 1, 3)) - offset) / 255
+def _preprocessing_layer(preprocess: Preprocess) -> tf.keras.layers.Layer:
+    """Returns a layer that does the same, a 1×1 convolution, which every Keras can load."""
+    slopes, offset = affine(preprocess)
     layer = tf.keras.layers.Conv2D(3, 1, trainable=False, dtype="float32", name="preprocessing")
     layer.build((None, None, None, 3))
-    layer.set_weights([slopes.reshape(1, 1, 3, 3), offset.reshape(3)])
+    layer.set_weights([slopes.reshape(1, 1, 3, 3), offset])
     return layer
 
 
