@@ -46,6 +46,6 @@ $(WEB)/node_modules/.package-lock.json: $(WEB)/package-lock.json
 %/bin/pip:
 	@python=$$(tools/find_python.sh) && set -x && "$$python" -m venv $*
 
-$(STAMP): requirements.txt requirements-dev.txt | $(VENV)/bin/pip
+$(STAMP): requirements.txt requirements-onnx.txt requirements-dev.txt | $(VENV)/bin/pip
 	$(RUN) pip install $(PIP_FLAGS) -r requirements-dev.txt
 	@touch $@

@@ -370,8 +370,8 @@ def check(stage: Stage, run: Run) -> None:
     network = untrained_network(stage)
     require(
         bool(network.trainable_weights),
-        f"stage {stage.name!r} is to train a {type(stage.backbone).__name__}, which has no weights "
-        "that Keras could train; it can teach (Stage.teacher) and be probed",
+        f"stage {stage.name!r} is to train a network of {type(stage.backbone).__name__}, which has "
+        "no weights that Keras could train; it can teach (Stage.teacher) and be probed",
     )
     if stage.start:
         networks.require_same_weights(untrained_network(stage.start), network)

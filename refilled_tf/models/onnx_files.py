@@ -200,7 +200,8 @@ class Graph:
         sides = self._input.shape[2:4] if self._layout == "NCHW" else self._input.shape[1:3]
         fixed = {side for side in sides if isinstance(side, int)}
         require(
-            len(fixed) <= 1, f"{self._what} takes {self._input.shape}; a teacher takes square images"
+            len(fixed) <= 1,
+            f"{self._what} takes {self._input.shape}; a teacher takes square images",
         )
         known = next(iter(fixed), None)
         require(
