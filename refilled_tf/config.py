@@ -39,7 +39,9 @@ from refilled_tf.learners import (  # noqa: F401
 )
 from refilled_tf.models import (  # noqa: F401
     convnet,
+    efficientnet_lite,
     embedding_files,
+    from_weights,
     keras_files,
     mobilenet,
     onnx_files,

@@ -25,7 +25,7 @@ from absl import flags
 # The rest of the package knows nothing of exports. This program, which nothing imports, stands
 # above both and joins them.
 from export import tflite_files, tflite_model, trained, versions
-from refilled_tf import config, distill_config, distill_report, storage, teachers, tuning
+from refilled_tf import config, distill_config, distill_report, storage, students, teachers, tuning
 from refilled_tf.data.image_folder import ImageFolder, notes
 from refilled_tf.data.sources import Source
 from refilled_tf.data.task import Selection, Task, read_index, select
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
     settings = distill_config.settings(
         distill_config.task_of(FLAGS.images, FLAGS.data_dir),
         teacher,
-        FLAGS.width[0],
+        students.parse(FLAGS.student, FLAGS.width[0], FLAGS.student_weights),
         FLAGS.image_size,
     )
     flags_of_train = [f"--gin_file={gin_file}", f"--work_dir={work_dir}"]
@@ -74,9 +74,8 @@ def main(argv: list[str]) -> None:
     if FLAGS.tune:
         if not gin_file.exists():  # else the trials are over, and work_dir is of what they chose
             prepare(spec, work_dir, FLAGS.data_dir)
-        trials = tuning.run(
-            base, FLAGS.width, output / "tuning", FLAGS.tune, FLAGS.data_dir, command
-        )
+        widths = students.width_option(FLAGS.student), FLAGS.width
+        trials = tuning.run(base, *widths, output / "tuning", FLAGS.tune, FLAGS.data_dir, command)
         chosen = tuning.chosen(trials)
     text = base + "".join(f"{line}\n" for line in chosen)
     write_gin_file(gin_file, text, FLAGS.gin_param, work_dir)
@@ -184,6 +183,10 @@ if __name__ == "__main__":
     flags.DEFINE_string("teacher", None, f"The teacher: {teachers.ACCEPTED}.", required=True)
     for name, explanation in teachers.OPTIONS.items():
         flags.DEFINE_string(f"teacher_{name}", None, explanation)
+    flags.DEFINE_string("student", "MobileNet", f"Network: {', '.join(students.NETWORKS)}.")
+    flags.DEFINE_string(
+        "student_weights", None, "What it starts from: imagenet, or a file such as FILE.keras."
+    )
     flags.DEFINE_multi_float(
         "width", [0.25], "The student's width multiplier; several for --tune to choose from."
     )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from refilled_tf import config, teachers, tuning
+from refilled_tf import config, students, teachers, tuning
 from refilled_tf.data.image_folder import ImageFolder
 from refilled_tf.data.sources import Source, TfdsSource
 from refilled_tf.data.splits import SharedClasses
@@ -88,13 +88,15 @@ def check_choices(widths: Sequence[float], params: Sequence[str], tune: int) -> 
         )
 
 
-def settings(task: Task, teacher: teachers.Teacher, width: float, image_size: int) -> list[str]:
+def settings(
+    task: Task, teacher: teachers.Teacher, student: students.Student, image_size: int
+) -> list[str]:
     """Writes what the command's options mean in gin, after methods/own_images.gin.
 
     Args:
         task: as `task_of` returns it.
         teacher: as `teachers.parse` returns it.
-        width: of the student, a width multiplier.
+        student: as `students.parse` returns it.
         image_size: side of the student's images in pixels.
 
     Returns:
@@ -110,7 +112,7 @@ def settings(task: Task, teacher: teachers.Teacher, width: float, image_size: in
         *(f"Data.{name} = {value}" for name, value in sizes(teacher, image_size).items()),
         *teachers.gin_lines(teacher),
         *_fine_tune_lines(teacher),
-        f"student/MobileNet.width = {width}",
+        *students.gin_lines(student),
     ]
 
 

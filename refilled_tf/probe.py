@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from refilled_tf import distill_config, report, teachers
+from refilled_tf import distill_config, report, students, teachers
 from refilled_tf.data import batches
 from refilled_tf.data.task import Task, load, read_index, select
 from refilled_tf.entry import run_main
@@ -27,7 +27,7 @@ from refilled_tf.progress import bar_interval
 FLAGS = flags.FLAGS
 BATCH_SIZE = 32
 FEWEST_FOLDS = 3
-WIDTH = 0.25  # of a student that is never built
+STUDENT = students.parse("MobileNet", 0.25)  # which is never built
 
 
 class Score(NamedTuple):
@@ -190,7 +190,7 @@ def main(argv: list[str]) -> None:
     task = distill_config.task_of(FLAGS.images, FLAGS.data_dir)
     if FLAGS.gin_param:
         # What distill would make of them, for whichever teacher.
-        settings = distill_config.settings(task, candidates[0], WIDTH, FLAGS.image_size)
+        settings = distill_config.settings(task, candidates[0], STUDENT, FLAGS.image_size)
         text = distill_config.gin_text([], settings, {}, FLAGS.gin_param)
         task = distill_config.task_in(text, FLAGS.gin_param)
     check(task, FLAGS.folds, FLAGS.data_dir)

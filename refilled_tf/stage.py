@@ -205,6 +205,7 @@ _NO_SETTINGS = (
     "Data.on_corrupt",
     "KerasFile.file",
     "Application.weights",
+    "FromWeights.weights",
     "EmbeddingFile.file",
     "OnnxFile.file",
     "ImageFolder.folder",

@@ -37,7 +37,6 @@ FIRST = {
     "LocalDistillation.tau_teacher": 2.0,
     "Recipe.learning_rate": 0.1,
 }
-WIDTH = "student/MobileNet.width"
 HOLDOUT = 0.2
 
 Trial = dict[str, Any]
@@ -45,6 +44,7 @@ Trial = dict[str, Any]
 
 def run(
     text: str,
+    width_option: str,
     widths: Sequence[float],
     folder: Path,
     count: int,
@@ -55,6 +55,7 @@ def run(
 
     Args:
         text: the experiment in gin.
+        width_option: name of the student's width multiplier in gin.
         widths: the student's width multipliers to choose from; a single one is `text`'s.
         folder: of the trials: a training's folder, in which each is a stage.
         count: of trials, those included that are finished.
@@ -78,7 +79,7 @@ def run(
             for option, ends in RANGES.items()
         }
         if len(widths) > 1:
-            settings[WIDTH] = trial.suggest_categorical(WIDTH, widths)
+            settings[width_option] = trial.suggest_categorical(width_option, widths)
         name = f"trial_{trial.number:03d}"
         params = [
             "Experiment.rows = [@refilled/Stage()]",
@@ -102,7 +103,7 @@ def run(
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0))
-    study.enqueue_trial(FIRST | ({WIDTH: widths[0]} if len(widths) > 1 else {}))
+    study.enqueue_trial(FIRST | ({width_option: widths[0]} if len(widths) > 1 else {}))
     study.optimize(accuracy, n_trials=count, catch=DivergedError)
     require(len(trials) > 0, f"--tune={count}: none of the trials kept a finite loss, see above")
     return trials

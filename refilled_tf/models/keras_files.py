@@ -145,7 +145,7 @@ class Application:
         try:
             return make(include_top=False, pooling="avg", input_shape=(size, size, 3)).get_weights()
         except Exception as error:  # Keras raises what it finds, mostly a bare Exception.
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error)
             raise InputError(
                 f"the weights of Application.name={self.name!r} cannot be downloaded ({reason}); "
                 "where there is no network, name their file by Application.weights "
@@ -159,7 +159,7 @@ class Application:
             try:
                 each.load_weights(Path(self.weights).expanduser())
             except Exception as error:  # Keras raises whatever the file's reader raised.
-                reasons.append(" ".join(str(error).split())[:120])
+                reasons.append(one_line(error))
             else:
                 return each.get_weights()[: len(network.weights)]
         raise InputError(
@@ -186,6 +186,11 @@ def affine(preprocess: Preprocess) -> tuple[np.ndarray, np.ndarray]:
     offset = preprocess(np.zeros((1, 1, 1, 3), np.float32))
     slopes = (preprocess(255 * np.eye(3, dtype=np.float32).reshape(3, 1, 1, 3)) - offset) / 255
     return slopes.reshape(3, 3), offset.reshape(3)
+
+
+def one_line(error: Exception) -> str:
+    """Returns what an error of some library says, as part of a message."""
+    return " ".join(str(error).split())[:200]
 
 
 def content_hash(option: str, path: str) -> str:
@@ -217,7 +222,7 @@ def _read(file: str) -> tf.keras.Model:
     try:
         network = tf.keras.models.load_model(Path(file).expanduser(), compile=False)
     except Exception as error:  # Keras raises whatever the zip, HDF5 or JSON reader raised.
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise InputError(
             f"KerasFile.file={file}: Keras cannot read it ({type(error).__name__}: {reason}); what "
             "is accepted is a .keras or .h5 file or a SavedModel folder that Keras wrote, of "

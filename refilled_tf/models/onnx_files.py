@@ -65,8 +65,10 @@ class OnnxFile:
             self.input_size is None or (isinstance(self.input_size, int) and self.input_size > 0),
             f"OnnxFile.input_size={self.input_size!r} must be a number of pixels, such as 224",
         )
-        content = keras_files.content_hash(f"OnnxFile.file={self.file}", self.file)
-        object.__setattr__(self, "content", content)
+        # PyTorch puts weights into a second file beside it, unless told not to.
+        files = [self.file, *(f for f in (f"{self.file}.data",) if Path(f).expanduser().exists())]
+        hashes = [keras_files.content_hash(f"OnnxFile.file={self.file}", f) for f in files]
+        object.__setattr__(self, "content", "-".join(hashes))
 
     def build(self, image_size: int) -> tf.keras.Model:
         """Opens the file and asks it about a black image, so that what it cannot do shows now.
@@ -154,7 +156,7 @@ class Graph:
             except Exception as error:  # onnxruntime raises classes of its C++ code.
                 raise InputError(
                     f"{self._what} cannot be run on images of {self.input_size}×{self.input_size} "
-                    f"pixels: {_line(error)}"
+                    f"pixels: {keras_files.one_line(error)}"
                 ) from error
             answers.append(answer)
         answer = np.concatenate(answers).astype(np.float32)
@@ -277,8 +279,6 @@ def _session(what: str, file: str):
     try:
         return runtime.InferenceSession(str(Path(file).expanduser()), options, providers)
     except Exception as error:  # onnxruntime raises classes of its C++ code.
-        raise InputError(f"{what}: onnxruntime cannot open it: {_line(error)}") from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+        raise InputError(
+            f"{what}: onnxruntime cannot open it: {keras_files.one_line(error)}"
+        ) from error

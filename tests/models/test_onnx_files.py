@@ -142,6 +142,23 @@ def test_an_output_is_chosen(tmp_path):
     np.testing.assert_allclose(answer, _images(8).mean((1, 2)), rtol=1e-5)
 
 
+def test_weights_in_a_second_file_are_part_of_the_content(network, tmp_path):
+    path = onnx_graphs.export(network, tmp_path / "net.onnx")
+    expected = OnnxFile(str(path), preprocessing="tf").build(SIZE)(_images())
+    onnx.save(
+        onnx.load(path),
+        tmp_path / "two.onnx",
+        save_as_external_data=True,
+        location="two.onnx.data",
+        size_threshold=100,  # the weights, and not what shapes are inferred by
+    )
+    two = OnnxFile(str(tmp_path / "two.onnx"), preprocessing="tf")
+    np.testing.assert_array_equal(two.build(SIZE)(_images()), expected)
+    data = (tmp_path / "two.onnx.data").read_bytes()
+    (tmp_path / "two.onnx.data").write_bytes(bytes(len(data)))
+    assert OnnxFile(str(tmp_path / "two.onnx")).content != two.content
+
+
 def test_it_is_a_network_like_others(file):
     network = networks.embedding_network(OnnxFile(str(file), preprocessing="tf"), SIZE)
     assert network.output_shape == {"embedding": (None, 5)}
