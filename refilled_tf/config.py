@@ -44,9 +44,12 @@ from refilled_tf.learners import (  # noqa: F401
 )
 from refilled_tf.models import (  # noqa: F401
     convnet,
+    efficientnet_lite,
     embedding_files,
+    from_weights,
     keras_files,
     mobilenet,
+    onnx_files,
     resnet,
     resnet12,
     wide_resnet,

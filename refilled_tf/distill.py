@@ -37,6 +37,7 @@ from refilled_tf import (
     pools,
     predictions,
     storage,
+    students,
     teachers,
     tuning,
 )
@@ -141,7 +142,7 @@ def describe(output: Path, command: str) -> Plan:
         command: that the user has given.
     """
     teacher = teachers.parse(
-        FLAGS.teacher, FLAGS.teacher_layer, FLAGS.teacher_weights, FLAGS.teacher_preprocessing
+        FLAGS.teacher, **{name: FLAGS[f"teacher_{name}"].value for name in teachers.OPTIONS}
     )
     distill_config.check_choices(FLAGS.width, FLAGS.gin_param, FLAGS.tune)
     require(
@@ -152,7 +153,7 @@ def describe(output: Path, command: str) -> Plan:
     settings = distill_config.settings(
         distill_config.task_of(FLAGS.images, FLAGS.data_dir),
         teacher,
-        FLAGS.width[0],
+        students.parse(FLAGS.student, FLAGS.width[0], FLAGS.student_weights),
         FLAGS.image_size,
         pool,
     )
@@ -202,9 +203,8 @@ def choose(
         print(distill_report.competition(competed))
         text += candidates.final_rows(competed[0]["stage"], plan.has_head) + "\n"
     if FLAGS.tune:
-        trials = tuning.run(
-            text, FLAGS.width, output / "tuning", FLAGS.tune, FLAGS.data_dir, command
-        )
+        widths = students.width_option(FLAGS.student), FLAGS.width
+        trials = tuning.run(text, *widths, output / "tuning", FLAGS.tune, FLAGS.data_dir, command)
         text += "".join(f"{line}\n" for line in tuning.chosen(trials))
     return text, competed, trials
 
@@ -296,9 +296,12 @@ if __name__ == "__main__":
         "images", None, "A folder with a folder for each class, or a TFDS name.", required=True
     )
     flags.DEFINE_string("teacher", None, f"The teacher: {teachers.ACCEPTED}.", required=True)
-    flags.DEFINE_string("teacher_layer", None, "Layer whose output is its embedding.")
-    flags.DEFINE_string("teacher_weights", None, "Weights of an imagenet: teacher.")
-    flags.DEFINE_string("teacher_preprocessing", None, "What a file wants done to images.")
+    for name, explanation in teachers.OPTIONS.items():
+        flags.DEFINE_string(f"teacher_{name}", None, explanation)
+    flags.DEFINE_string("student", "MobileNet", f"Network: {', '.join(students.NETWORKS)}.")
+    flags.DEFINE_string(
+        "student_weights", None, "What it starts from: imagenet, or a file such as FILE.keras."
+    )
     flags.DEFINE_multi_float(
         "width", [0.25], "The student's width multiplier; several for --tune to choose from."
     )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from refilled_tf import candidates, config, pools, teachers, tuning
+from refilled_tf import candidates, config, pools, students, teachers, tuning
 from refilled_tf.data.image_folder import ImageFolder
 from refilled_tf.data.sources import Source
 from refilled_tf.data.splits import SharedClasses
@@ -77,7 +77,7 @@ def check_choices(widths: Sequence[float], params: Sequence[str], tune: int) -> 
 def settings(
     task: Task,
     teacher: teachers.Teacher,
-    width: float,
+    student: students.Student,
     image_size: int,
     unlabelled: Sequence[Task | Source] = (),
 ) -> list[str]:
@@ -86,7 +86,7 @@ def settings(
     Args:
         task: as `task_of` returns it.
         teacher: as `teachers.parse` returns it.
-        width: of the student, a width multiplier.
+        student: as `students.parse` returns it.
         image_size: side of the student's images in pixels.
         unlabelled: as `pools.parse` returns them.
 
@@ -103,14 +103,14 @@ def settings(
         *(f"Data.{name} = {value}" for name, value in sizes(teacher, image_size).items()),
         *teachers.gin_lines(teacher),
         *_trained_teacher_lines(teacher, image_size),
-        f"student/MobileNet.width = {width}",
+        *students.gin_lines(student),
         *(pools.gin_lines(unlabelled, candidates.WITH_POOL) if unlabelled else ()),
     ]
 
 
 def has_network(teacher: teachers.Teacher) -> bool:
     """Whether Keras can go on with the teacher's network: train it, and export it."""
-    return not isinstance(teacher, teachers.EmbeddingFile)
+    return not isinstance(teacher, teachers.EmbeddingFile | teachers.OnnxFile)
 
 
 def _trained_teacher_lines(teacher: teachers.Teacher, image_size: int) -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from refilled_tf import distill_config, report, teachers
+from refilled_tf import distill_config, report, students, teachers
 from refilled_tf.data import batches
 from refilled_tf.data.task import Task, load, read_index, select
 from refilled_tf.entry import run_main
@@ -28,7 +28,7 @@ FLAGS = flags.FLAGS
 BATCH_SIZE = 32
 FEWEST_FOLDS = 3
 PIXELS = 16  # side of the images whose pixels are a baseline
-WIDTH = 0.25  # of a student that is never built
+STUDENT = students.parse("MobileNet", 0.25)  # which is never built
 
 
 class Score(NamedTuple):
@@ -195,15 +195,18 @@ def main(argv: list[str]) -> None:
     """Scores, ranks and comments on the teachers that the flags name."""
     require(len(argv) == 1, f"unexpected argument {argv[1:]}; every option is a --flag")
     specs = FLAGS.teacher
-    options = [
-        _one_for_each(f"teacher_{name}", getattr(FLAGS, f"teacher_{name}"), len(specs))
-        for name in ("layer", "weights", "preprocessing")
+    options = {
+        name: _one_for_each(f"teacher_{name}", FLAGS[f"teacher_{name}"].value, len(specs))
+        for name in teachers.OPTIONS
+    }
+    candidates = [
+        teachers.parse(spec, **{name: values[number] for name, values in options.items()})
+        for number, spec in enumerate(specs)
     ]
-    candidates = [teachers.parse(*each) for each in zip(specs, *options, strict=True)]
     task = distill_config.task_of(FLAGS.images, FLAGS.data_dir)
     if FLAGS.gin_param:
         # What distill would make of them, for whichever teacher.
-        settings = distill_config.settings(task, candidates[0], WIDTH, FLAGS.image_size)
+        settings = distill_config.settings(task, candidates[0], STUDENT, FLAGS.image_size)
         text = distill_config.gin_text([], settings, {}, FLAGS.gin_param)
         task = distill_config.task_in(text, FLAGS.gin_param)
     check(task, FLAGS.folds, FLAGS.data_dir)
@@ -231,9 +234,8 @@ if __name__ == "__main__":
     flags.DEFINE_multi_string(
         "teacher", None, f"A teacher, repeatedly: {teachers.ACCEPTED}.", required=True
     )
-    flags.DEFINE_multi_string("teacher_layer", [], "Layer whose output is its embedding.")
-    flags.DEFINE_multi_string("teacher_weights", [], "Weights of an imagenet: teacher.")
-    flags.DEFINE_multi_string("teacher_preprocessing", [], "What a file wants done to images.")
+    for name, explanation in teachers.OPTIONS.items():
+        flags.DEFINE_multi_string(f"teacher_{name}", [], explanation)
     flags.DEFINE_integer("image_size", 96, "Side of the student's images in pixels.", 1)
     flags.DEFINE_integer("folds", 5, "Of the cross-validation.")
     flags.DEFINE_multi_string(

@@ -36,6 +36,7 @@ from refilled_tf.few_shot.base import Selection
 from refilled_tf.learners.base import Objective
 from refilled_tf.models import networks
 from refilled_tf.models.embedding_files import EmbeddingFile
+from refilled_tf.models.onnx_files import OnnxFile
 from refilled_tf.recipe import Recipe
 
 
@@ -211,7 +212,9 @@ _NO_SETTINGS = (
     "Data.on_corrupt",
     "KerasFile.file",
     "Application.weights",
+    "FromWeights.weights",
     "EmbeddingFile.file",
+    "OnnxFile.file",
     "ImageFolder.folder",
     "PhotoFolder.folder",
     "ExampleFiles.train",
@@ -401,6 +404,11 @@ def check(stage: Stage, run: Run) -> None:
             "@SharedClasses(), or a cross-task objective",
         )
     network = untrained_network(stage)
+    require(
+        bool(network.trainable_weights),
+        f"stage {stage.name!r} is to train a network of {type(stage.backbone).__name__}, which has "
+        "no weights that Keras could train; it can teach (Stage.teacher) and be probed",
+    )
     if stage.start:
         networks.require_same_weights(untrained_network(stage.start), network)
     if stage.selection:
@@ -495,6 +503,9 @@ def load_network(stage: Stage, run: Run) -> tf.keras.Model:
     Raises:
         InputError: the stage is not finished or its file unreadable.
     """
+    if isinstance(stage.backbone, OnnxFile):
+        # No Keras file can hold it. That it is still the file of its stage, `check_folder` sees.
+        return untrained_network(stage)
     return _load(stage, run, "model.keras")
 
 

@@ -27,6 +27,7 @@ from refilled_tf.data.task import Data, Examples, Images
 from refilled_tf.errors import InputError, require
 from refilled_tf.models import networks
 from refilled_tf.models.embedding_files import EmbeddingFile
+from refilled_tf.models.onnx_files import OnnxLayer
 from refilled_tf.progress import bar_interval
 from refilled_tf.stage import Run, Stage, TeacherCache, differences, load_network
 
@@ -222,6 +223,9 @@ def _key(
     varied = {} if data.min_crop is None else {"Data.min_crop": data.min_crop}
     if not cache.augmented:
         varied["teacher_cache.augmented"] = False
+    for layer in teacher.submodules:
+        if isinstance(layer, OnnxLayer):
+            varied["teacher's ONNX file"] = layer.file.settings()
     return varied | {
         "teacher's weights": _digest(
             # By name, since their order may depend on which hidden layers are outputs.

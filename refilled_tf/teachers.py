@@ -1,4 +1,4 @@
-"""Teachers as a command line names them: runs/x, FILE.keras, FILE.npz, imagenet:MobileNetV2."""
+"""Teachers as a command line names them: runs/x, FILE.keras, FILE.onnx, imagenet:MobileNetV2."""
 
 from __future__ import annotations
 
@@ -11,24 +11,28 @@ from refilled_tf import config
 from refilled_tf.errors import InputError, require
 from refilled_tf.models.embedding_files import EmbeddingFile
 from refilled_tf.models.keras_files import Application, KerasFile
+from refilled_tf.models.onnx_files import OnnxFile
 from refilled_tf.stage import Run
 
 IMAGENET = "imagenet:"
 ACCEPTED = (
     "a --work_dir of a training, optionally with :STAGE; a .keras or .h5 file or a SavedModel "
-    "folder that Keras wrote; an .npz file of embeddings; imagenet:NAME, a network of "
-    "tf.keras.applications"
+    "folder that Keras wrote; an .onnx file, such as PyTorch exports; an .npz file of embeddings; "
+    "imagenet:NAME, a network of tf.keras.applications"
 )
+# What may be said of a teacher beside its spec, each as --teacher_NAME.
+OPTIONS = {
+    "layer": "Layer, or output of an ONNX graph, that is its embedding.",
+    "weights": "File of the weights of an imagenet: teacher; unset for a download.",
+    "preprocessing": "What a file wants done to images, such as torch.",
+    "layout": "NCHW or NHWC, where an ONNX graph does not show which.",
+    "input_size": "Side in pixels of what an imagenet: or ONNX teacher sees.",
+}
 
-Teacher = KerasFile | Application | EmbeddingFile
+Teacher = KerasFile | Application | EmbeddingFile | OnnxFile
 
 
-def parse(
-    spec: str,
-    layer: str | None = None,
-    weights: str | None = None,
-    preprocessing: str | None = None,
-) -> Teacher:
+def parse(spec: str, **options: str | None) -> Teacher:
     """Turns a --teacher into what a gin file's Stage.backbone would hold.
 
     Only files' existence is checked here. `refilled_tf.stage.check` checks the rest (that a network
@@ -38,12 +42,8 @@ def parse(
 
     Args:
         spec: one of `ACCEPTED`. Of a training the stage "teacher" is taken, unless :STAGE follows.
-        layer: --teacher_layer, whose output is the embedding; None for the default, see
-            `KerasFile.layer`.
-        weights: --teacher_weights, a file of the weights of an imagenet: network; None for a
-            download.
-        preprocessing: --teacher_preprocessing of a file, one of `keras_files.PREPROCESSING`; None
-            for "none".
+        **options: of `OPTIONS`, what --teacher_NAME says; None where it is unset. They are those
+            of the class that is returned.
 
     Returns:
         The teacher.
@@ -51,24 +51,42 @@ def parse(
     Raises:
         InputError: there is no such teacher, or an option that it does not take.
     """
+    given = {name: value for name, value in options.items() if value is not None}
+    if "input_size" in given:
+        given["input_size"] = _pixels(given["input_size"])
+    kind, what, taken = _locate(spec)
+    for name, value in given.items():
+        require(name in taken, f"--teacher_{name}={value} does not go with --teacher={spec}")
+    return kind(what, **given)
+
+
+def _locate(spec: str) -> tuple[type[Teacher], str, tuple[str, ...]]:
+    """Returns the kind of a teacher, its file or name, and which of `OPTIONS` it takes."""
     if spec.startswith(IMAGENET):
-        _refuse(spec, teacher_preprocessing=preprocessing)
-        return Application(spec.removeprefix(IMAGENET), weights, layer)
-    _refuse(spec, teacher_weights=weights)
+        return Application, spec.removeprefix(IMAGENET), ("layer", "weights", "input_size")
     path = Path(spec).expanduser()
     work_dir, _, stage = spec.partition(":")
     if (Path(work_dir).expanduser() / config.OPERATIVE).is_file():
-        _refuse(spec, teacher_preprocessing=preprocessing)
-        return KerasFile(str(_model_of(Path(work_dir).expanduser(), stage or "teacher")), layer)
+        file = _model_of(Path(work_dir).expanduser(), stage or "teacher")
+        return KerasFile, str(file), ("layer",)
     require(path.exists(), f"--teacher={spec}: there is no such thing; accepted are {ACCEPTED}")
     if path.suffix == ".npz":
-        _refuse(spec, teacher_layer=layer, teacher_preprocessing=preprocessing)
-        return EmbeddingFile(spec)
+        return EmbeddingFile, spec, ()
+    if path.suffix == ".onnx":
+        return OnnxFile, spec, ("layer", "preprocessing", "layout", "input_size")
     require(
         path.suffix in (".keras", ".h5", ".hdf5") or (path / "saved_model.pb").is_file(),
         f"--teacher={spec} is none of what is accepted: {ACCEPTED}",
     )
-    return KerasFile(spec, layer, preprocessing or "none")
+    return KerasFile, spec, ("layer", "preprocessing")
+
+
+def _pixels(given: str | int) -> int:
+    require(
+        str(given).isdecimal() and int(given) > 0,
+        f"--teacher_input_size={given} must be a number of pixels, such as 224",
+    )
+    return int(given)
 
 
 def gin_lines(teacher: Teacher, scope: str = "teacher") -> list[str]:
@@ -92,11 +110,6 @@ def gin_lines(teacher: Teacher, scope: str = "teacher") -> list[str]:
         f"{scope}/Stage.backbone = @{scope}/{kind}()",
         *(f"{scope}/{kind}.{name} = {value!r}" for name, value in options.items()),
     ]
-
-
-def _refuse(spec: str, **options: str | None) -> None:
-    for name, value in options.items():
-        require(value is None, f"--{name}={value} does not go with --teacher={spec}")
 
 
 def _model_of(work_dir: Path, name: str) -> Path:

@@ -27,6 +27,7 @@ from refilled_tf.learners.base import Learner, TeacherEmbeddings
 from refilled_tf.learners.cross_entropy import accuracy
 from refilled_tf.models import networks
 from refilled_tf.models.embedding_files import EmbeddingFile
+from refilled_tf.models.onnx_files import OnnxFile
 from refilled_tf.progress import bar_interval
 from refilled_tf.stage import (
     Run,
@@ -110,7 +111,7 @@ def _warn_of_other_versions(stage: Stage, run: Run) -> None:
 def _take(stage: Stage, run: Run, data: TaskData) -> tuple[dict[str, tf.keras.Model], dict]:
     """Does what `_fit` does, for a stage whose weights, or embeddings, are known already."""
     started, trained = time.monotonic(), {}
-    if not isinstance(stage.backbone, EmbeddingFile):
+    if not isinstance(stage.backbone, EmbeddingFile | OnnxFile):
         size = stage.task.data.crop_size
         trained["model.keras"] = networks.embedding_network(stage.backbone, size)
     return trained, {"seconds": round(time.monotonic() - started, 1)}

@@ -29,13 +29,13 @@ RANGES = {
     "ProbeDistillation.temperature": (0.5, 2.0, 8.0),
     "Recipe.learning_rate": (0.01, 0.1, 0.3),
 }
-WIDTH = "student/MobileNet.width"
 
 Trial = dict[str, Any]
 
 
 def run(
     text: str,
+    width_option: str,
     widths: Sequence[float],
     folder: Path,
     count: int,
@@ -46,6 +46,7 @@ def run(
 
     Args:
         text: the experiment in gin.
+        width_option: name of the student's width multiplier in gin.
         widths: the student's width multipliers to choose from; a single one is `text`'s.
         folder: of the trials: a training's folder, in which each is a stage.
         count: of trials, those included that are finished.
@@ -72,7 +73,7 @@ def run(
             for option, (least, _, most) in ranges.items()
         }
         if len(widths) > 1:
-            settings[WIDTH] = trial.suggest_categorical(WIDTH, widths)
+            settings[width_option] = trial.suggest_categorical(width_option, widths)
         name = f"trial_{trial.number:03d}"
         params = [
             f"Experiment.rows = [@{row.name}/Stage()]",
@@ -97,7 +98,7 @@ def run(
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0))
     first = {option: start for option, (_, start, _) in ranges.items()}
-    study.enqueue_trial(first | ({WIDTH: widths[0]} if len(widths) > 1 else {}))
+    study.enqueue_trial(first | ({width_option: widths[0]} if len(widths) > 1 else {}))
     study.optimize(accuracy, n_trials=count, catch=DivergedError)
     require(len(trials) > 0, f"--tune={count}: none of the trials kept a finite loss, see above")
     return trials

@@ -23,6 +23,7 @@ from refilled_tf import (
     distill_config,
     distill_report,
     storage,
+    students,
     teachers,
     tuning,
 )
@@ -229,7 +230,7 @@ def test_killed_run_goes_on(done, given, tmp_path):
 def _settings(given, **options):
     images, teacher = given
     task = distill_config.task_of(str(images), None)
-    what = {"width": 0.25, "image_size": 8} | options
+    what = {"student": students.parse("MobileNet", 0.25), "image_size": 8} | options
     return distill_config.settings(task, teachers.parse(str(teacher)), **what)
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import onnx_graphs
 import pytest
 import tensorflow as tf
 import tiny
 
-from refilled_tf import config, experiment, stage, training
+from refilled_tf import config, experiment, stage, teacher_cache, training
 from refilled_tf.data import batches
 from refilled_tf.data.task import Examples, Task
 from refilled_tf.errors import InputError
@@ -25,6 +26,7 @@ from refilled_tf.learners.rkd import RelationalDistillation
 from refilled_tf.models import networks
 from refilled_tf.models.embedding_files import EmbeddingFile
 from refilled_tf.models.keras_files import KerasFile
+from refilled_tf.models.onnx_files import OnnxFile
 from refilled_tf.stage import Stage, TeacherCache
 
 pytestmark = pytest.mark.slow
@@ -52,8 +54,9 @@ def file(network, tmp_path_factory):
 
 
 def _teacher(file, **changes):
-    options = {"task": TASK, "backbone": KerasFile(str(file), preprocessing="tf"), **changes}
-    return Stage("teacher", "Teacher", objective=Pretrained(), **options)
+    backbone = KerasFile(str(file), preprocessing="tf")
+    options = {"name": "teacher", "task": TASK, "backbone": backbone, **changes}
+    return Stage(method="Teacher", objective=Pretrained(), **options)
 
 
 def _embeddings(network, pixels):
@@ -241,6 +244,101 @@ def test_archive_that_misses_images_is_refused_before_training(tmp_path):
     # It has the one view that it has.
     spec = tiny.first(teacher=teacher, teacher_cache=TeacherCache(2))
     assert spec.teacher_cache == TeacherCache(1, augmented=False)
+
+
+# ---- a network that onnxruntime runs -------------------------------------------------------
+
+AUGMENTED = dataclasses.replace(DATA, load_size=SIZE + 2, flip=True)
+
+
+@pytest.fixture(scope="module")
+def graph(network, tmp_path_factory):
+    """The same network, cut below its classifier, as an ONNX file of images [B, 3, 12, 12]."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("tf2onnx")
+    embedding = tf.keras.Model(network.input, network.get_layer("flat").output)
+    path = tmp_path_factory.mktemp("graphs") / "teacher.onnx"
+    return OnnxFile(str(onnx_graphs.export(embedding, path)), preprocessing="tf")
+
+
+@pytest.mark.parametrize("views", [0, 3], ids=["live", "cached"])
+@pytest.mark.parametrize("devices", [1, 2])
+def test_onnx_teaches_as_its_keras_twin(graph, file, tmp_path, devices, views):
+    run, task = tiny.run_in(tmp_path, devices), Task(AUGMENTED, "student")
+    weights = []
+    for name, backbone in (("onnx", graph), ("keras", KerasFile(str(file), preprocessing="tf"))):
+        teacher = _teacher(file, name=f"{name}_teacher", task=task, backbone=backbone)
+        spec = tiny.first(name=name, teacher=teacher, task=task, teacher_cache=TeacherCache(views))
+        for each in (teacher, spec):
+            stage.check(each, run)
+            training.train(each, run)
+        weights.append(tiny.saved_weights(tmp_path, name))
+    # Outputs that differ by a rounding may differ by one of float16 in the cache.
+    assert tiny.largest_difference(*weights) < (2e-3 if views else 1e-4)
+
+
+def test_training_under_an_onnx_teacher_goes_on_bit_by_bit(graph, file, tmp_path):
+    task = Task(AUGMENTED, "student")
+    teacher = _teacher(file, task=task, backbone=graph)
+    spec = tiny.first(teacher=teacher, task=task)
+    weights = []
+    for name in ("unbroken", "killed"):
+        run = tiny.run_in(tmp_path / name, devices=2)
+        training.train(teacher, run)
+        if name == "killed":
+            tiny.train_until(1, spec, run)
+        training.train(spec, run)
+        weights.append(tiny.saved_weights(run.work_dir, "first"))
+    assert tiny.largest_difference(*weights) == 0
+
+
+def test_onnx_and_keras_teach_together(graph, file, tmp_path):
+    run, task = tiny.run_in(tmp_path, devices=2), Task(LIVE, "student")
+    ours, theirs = _second_teacher(run), _teacher(file, task=task)
+    twin = _teacher(file, name="twin", task=task, backbone=graph)
+    weights = []
+    for name, teachers in (("keras", (theirs, ours)), ("onnx", (twin, ours))):
+        training.train(teachers[0], run)
+        spec = tiny.second(
+            name=name,
+            teacher=teachers,
+            start=None,
+            task=task,
+            objective=LocalDistillation(centers="global", tau_teacher=(2.0, 1.0)),
+        )
+        training.train(spec, run)
+        weights.append(tiny.saved_weights(tmp_path, name))
+    assert tiny.largest_difference(*weights) < 1e-4
+
+
+def test_onnx_stage_saves_no_network_and_a_changed_file_is_refused(graph, network, tmp_path):
+    run = tiny.run_in(tmp_path / "work")
+    file = onnx_graphs.export(network, tmp_path / "teacher.onnx")
+    spec = _teacher(file, backbone=OnnxFile(str(file), preprocessing="tf"))
+    result = training.train(spec, run)
+    assert run.is_finished(spec)
+    assert not (run.folder(spec) / "model.keras").exists()
+    assert 0.2 < result["embedding"]["ncm"] <= 1
+    onnx_graphs.export(tf.keras.models.clone_model(network), file)
+    changed = _teacher(file, backbone=OnnxFile(str(file), preprocessing="tf"))
+    with pytest.raises(InputError, match=r"OnnxFile.content = '\w+' there, '\w+' now"):
+        stage.check(changed, run)
+
+
+def test_cache_is_of_the_graph_that_was_asked(graph, tmp_path):
+    """A graph has no weights by which one would know it."""
+    examples, cache = training.load(TASK, None).train, TeacherCache(1)
+    asked = networks.embedding_network(graph, SIZE)
+    teacher_cache.build(tmp_path, asked, cache, examples, DATA)
+    other = networks.embedding_network(dataclasses.replace(graph, preprocessing="torch"), SIZE)
+    with pytest.raises(InputError, match="teacher's ONNX file"):
+        teacher_cache.load(tmp_path, other, cache, examples, DATA)
+
+
+def test_an_onnx_network_is_not_to_be_trained(graph, file, tmp_path):
+    spec = tiny.second(backbone=graph, start=None, teacher=_teacher(file), task=TASK)
+    with pytest.raises(InputError, match="is to train a network of OnnxFile, which has no weights"):
+        stage.check(spec, tiny.run_in(tmp_path))
 
 
 # ---- several teachers ----------------------------------------------------------------------

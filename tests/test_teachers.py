@@ -11,6 +11,7 @@ from refilled_tf import config, experiment, stage, teachers
 from refilled_tf.errors import InputError
 from refilled_tf.models.embedding_files import EmbeddingFile
 from refilled_tf.models.keras_files import Application, KerasFile
+from refilled_tf.models.onnx_files import OnnxFile
 
 
 @pytest.fixture(scope="module")
@@ -27,16 +28,21 @@ def folder(tmp_path_factory):
     flat = tf.keras.layers.Flatten(name="flat")(images)
     tf.keras.Model(images, tf.keras.layers.Dense(3)(flat)).save(folder / "net.keras")
     np.savez(folder / "file.npz", paths=["0000"], embeddings=[[1.0]])
+    (folder / "net.onnx").write_bytes(b"opened later")
     (folder / "notes.txt").write_text("")
     return folder
 
 
 def test_each_spec_is_what_it_says(folder):
-    keras = teachers.parse(f"{folder}/net.keras", "flat", None, "tf")
+    keras = teachers.parse(f"{folder}/net.keras", layer="flat", weights=None, preprocessing="tf")
     assert keras == KerasFile(f"{folder}/net.keras", "flat", "tf")
     assert teachers.parse(f"{folder}/file.npz") == EmbeddingFile(f"{folder}/file.npz")
-    named = teachers.parse("imagenet:MobileNetV2", "out_relu", f"{folder}/net.keras")
-    assert named == Application("MobileNetV2", f"{folder}/net.keras", "out_relu")
+    options = {"layer": "out_relu", "weights": f"{folder}/net.keras", "input_size": "96"}
+    named = teachers.parse("imagenet:MobileNetV2", **options)
+    assert named == Application("MobileNetV2", f"{folder}/net.keras", "out_relu", 96)
+    options = {"layer": "e", "preprocessing": "clip", "layout": "NHWC", "input_size": "98"}
+    graph = teachers.parse(f"{folder}/net.onnx", **options)
+    assert graph == OnnxFile(f"{folder}/net.onnx", "e", "clip", "NHWC", 98)
 
 
 def test_training_teaches_by_its_teacher_or_the_named_stage(folder):
@@ -57,6 +63,12 @@ def test_training_teaches_by_its_teacher_or_the_named_stage(folder):
         ("file.npz", {"layer": "x"}, "--teacher_layer=x does not go with --teacher="),
         ("run", {"preprocessing": "tf"}, "--teacher_preprocessing=tf does not go with"),
         ("net.keras", {"preprocessing": "x"}, "must be one of none, tf, torch, caffe"),
+        ("net.keras", {"layout": "NCHW"}, "--teacher_layout=NCHW does not go with --teacher="),
+        ("net.onnx", {"weights": "x"}, "--teacher_weights=x does not go with --teacher="),
+        ("net.onnx", {"layout": "CHWN"}, "OnnxFile.layout='CHWN' must be one of NCHW, NHWC"),
+        ("net.onnx", {"preprocessing": "x"}, "must be one of none, tf, torch, caffe, clip"),
+        ("net.onnx", {"input_size": "0"}, "--teacher_input_size=0 must be a number of pixels"),
+        ("net.onnx", {"input_size": "x"}, "--teacher_input_size=x must be a number of pixels"),
     ],
 )
 def test_other_specs_are_refused(folder, spec, options, message):
@@ -71,9 +83,11 @@ def test_applications_are_listed():
         teachers.parse("imagenet:MobileNetV2", preprocessing="tf")
 
 
-@pytest.mark.parametrize("file", ["net.keras", "file.npz"])
+@pytest.mark.parametrize("file", ["net.keras", "file.npz", "net.onnx"])
 def test_gin_lines_give_the_same_teacher(folder, file):
-    options = {"layer": "flat", "preprocessing": "caffe"} if file == "net.keras" else {}
+    options = {} if file == "file.npz" else {"layer": "flat", "preprocessing": "caffe"}
+    if file == "net.onnx":
+        options |= {"layout": "NCHW", "input_size": "224"}
     teacher = teachers.parse(f"{folder}/{file}", **options)
     spec = config.load_experiment(
         [folder / "tiny.gin", "models/pretrained_teacher.gin"],

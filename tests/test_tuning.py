@@ -18,6 +18,7 @@ FIRST = {
     "LocalDistillation.tau_teacher": 2.0,
     "Recipe.learning_rate": 0.1,
 }
+WIDTH = "student/MobileNet.width"
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +27,7 @@ def _trainings(monkeypatch):
 
     def launch(files, params, folder, data_dir, command):
         values = dict(param.split(" = ") for param in params)
-        rate, width = float(values["Recipe.learning_rate"]), float(values.get(tuning.WIDTH, 0.25))
+        rate, width = float(values["Recipe.learning_rate"]), float(values.get(WIDTH, 0.25))
         accuracy = 0.5 - 0.1 * abs(math.log(rate / 0.05)) + 0.1 * (width >= 0.5)
         return None, None, {"rows": [{"accuracy": accuracy, "images": 7}]}
 
@@ -34,7 +35,7 @@ def _trainings(monkeypatch):
 
 
 def _run(folder, count, widths=(0.25,)):
-    return tuning.run(tiny.GIN, widths, folder / "tuning", count, None, "distill")
+    return tuning.run(tiny.GIN, WIDTH, widths, folder / "tuning", count, None, "distill")
 
 
 def test_begins_with_the_defaults_and_goes_on_where_fewer_trials_ended(tmp_path):
@@ -85,12 +86,12 @@ def test_trials_that_all_diverge_are_an_error(tmp_path, monkeypatch):
 
 
 def test_width_is_chosen_where_there_is_a_choice(tmp_path):
-    assert all(tuning.WIDTH not in trial["settings"] for trial in _run(tmp_path, 2))
+    assert all(WIDTH not in trial["settings"] for trial in _run(tmp_path, 2))
     trials = _run(tmp_path, 12, widths=(0.25, 0.5, 0.75))
-    assert trials[0]["settings"] == FIRST | {tuning.WIDTH: 0.25}
-    assert {trial["settings"][tuning.WIDTH] for trial in trials} == {0.25, 0.5, 0.75}
+    assert trials[0]["settings"] == FIRST | {WIDTH: 0.25}
+    assert {trial["settings"][WIDTH] for trial in trials} == {0.25, 0.5, 0.75}
     chosen = dict(line.split(" = ") for line in tuning.chosen(trials)[1:])
-    assert float(chosen[tuning.WIDTH]) >= 0.5
+    assert float(chosen[WIDTH]) >= 0.5
 
 
 @pytest.mark.parametrize(

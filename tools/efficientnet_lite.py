@@ -19,18 +19,15 @@ import numpy as np
 import tensorflow as tf
 import torch
 
-layers = tf.keras.layers
+from refilled_tf.models import networks
+from refilled_tf.models.efficientnet_lite import EfficientNetLite0
 
-# Repeats, kernel, stride, expansion, channels of every group of blocks.
-GROUPS = (
-    (1, 3, 1, 1, 16),
-    (2, 3, 2, 6, 24),
-    (2, 5, 2, 6, 40),
-    (3, 3, 2, 6, 80),
-    (3, 5, 1, 6, 112),
-    (4, 5, 2, 6, 192),
-    (1, 3, 1, 6, 320),
-)
+# What PyTorch calls a block's convolutions, and their batch norms, by what we call them.
+PARTS = {
+    "expand": ("_expand_conv", "_bn0"),
+    "depthwise": ("_depthwise_conv", "_bn1"),
+    "project": ("_project_conv", "_bn2"),
+}
 
 
 def efficientnet_lite0(
@@ -42,53 +39,27 @@ def efficientnet_lite0(
         weight: the weights by PyTorch's names.
         image_size: S.
     """
-    images = layers.Input((image_size, image_size, 3))
-    x = layers.Rescaling(1 / 128, -127 / 128)(images)
-    x = _normed(x, weight, "_conv_stem", "_bn0", 32, 3, 2)
-    block = 0
-    for repeats, kernel, stride, expansion, channels in GROUPS:
-        for repeat in range(repeats):
-            y, name = x, f"_blocks.{block}."
-            if expansion > 1:
-                wide = expansion * x.shape[-1]
-                y = _normed(y, weight, f"{name}_expand_conv", f"{name}_bn0", wide)
-            y = _normed(
-                y,
-                weight,
-                f"{name}_depthwise_conv",
-                f"{name}_bn1",
-                None,
-                kernel,
-                1 if repeat else stride,
-            )
-            y = _normed(y, weight, f"{name}_project_conv", f"{name}_bn2", channels, relu=False)
-            x = layers.Add()([x, y]) if repeat else y
-            block += 1
-    x = _normed(x, weight, "_conv_head", "_bn1", 1280)
-    x = layers.GlobalAveragePooling2D(name="embedding")(x)
-    top = layers.Dense(1000, name="logits")
-    network = tf.keras.Model(images, top(x), name="efficientnet_lite0")
-    top.set_weights([weight("_fc.weight").T, weight("_fc.bias")])
+    network = networks.classifier(EfficientNetLite0(), image_size, 1000)
+    block = -1
+    previous = ""
+    for layer in network.layers:
+        if not isinstance(layer, tf.keras.layers.Conv2D | tf.keras.layers.DepthwiseConv2D):
+            continue
+        name, _, part = layer.name.rpartition("_")
+        if part in PARTS:
+            block += name != previous
+            previous = name
+            conv, norm = (f"_blocks.{block}.{each}" for each in PARTS[part])
+        else:
+            conv, norm = {"stem": ("_conv_stem", "_bn0"), "head": ("_conv_head", "_bn1")}[part]
+        axes = (2, 3, 0, 1) if part == "depthwise" else (2, 3, 1, 0)
+        layer.set_weights([weight(f"{conv}.weight").transpose(axes)])
+        statistics = ("weight", "bias", "running_mean", "running_var")
+        network.get_layer(f"{layer.name}_norm").set_weights(
+            [weight(f"{norm}.{each}") for each in statistics]
+        )
+    network.get_layer("logits").set_weights([weight("_fc.weight").T, weight("_fc.bias")])
     return network
-
-
-def _normed(x, weight, conv: str, norm: str, channels, kernel=1, stride=1, relu=True):
-    """A convolution, or a depthwise one if `channels` is None, batch norm and ReLU6."""
-    options = {"strides": stride, "padding": "same", "use_bias": False}
-    kernels = weight(f"{conv}.weight")
-    if channels is None:
-        layer = layers.DepthwiseConv2D(kernel, **options)
-        kernels = kernels.transpose(2, 3, 0, 1)
-    else:
-        layer = layers.Conv2D(channels, kernel, **options)
-        kernels = kernels.transpose(2, 3, 1, 0)
-    x = layer(x)
-    layer.set_weights([kernels])
-    normalise = layers.BatchNormalization(epsilon=1e-3)
-    x = normalise(x)
-    names = ("weight", "bias", "running_mean", "running_var")
-    normalise.set_weights([weight(f"{norm}.{name}") for name in names])
-    return layers.ReLU(6.0)(x) if relu else x
 
 
 if __name__ == "__main__":

@@ -28,6 +28,9 @@ from refilled_tf.stack import load_keras
 # deviation of ImageNet in [0, 1]; BGR minus ImageNet's mean.
 PREPROCESSING = ("none", "tf", "torch", "caffe")
 
+# RGB [B, h, w, 3] float32 in [0, 255] to the range and the colour order that a network takes.
+Preprocess = Callable[[np.ndarray], np.ndarray]
+
 _AFTER_A_CLASSIFIER = (
     tf.keras.layers.Activation,
     tf.keras.layers.Dropout,
@@ -79,14 +82,7 @@ class KerasFile:
         """
         network = _read(self.file)
         embedding = embedding_of(network, self.layer, f"KerasFile.file={self.file}")
-        return as_backbone(network.input, embedding, image_size, self._preprocess)
-
-    def _preprocess(self, images: np.ndarray) -> np.ndarray:
-        if self.preprocessing == "none":
-            return images
-        return tf.keras.applications.imagenet_utils.preprocess_input(
-            images, mode=self.preprocessing
-        )
+        return as_backbone(network.input, embedding, image_size, preprocess(self.preprocessing))
 
 
 @gin.register
@@ -143,14 +139,14 @@ class Application:
             network.set_weights(self._read(whole, network))
         what = f"Application.name={self.name!r}"
         embedding = embedding_of(network, self.layer or network.layers[-1].name, what)
-        preprocess = sys.modules[make.__module__].preprocess_input
-        return as_backbone(network.input, embedding, image_size, preprocess)
+        own = sys.modules[make.__module__].preprocess_input
+        return as_backbone(network.input, embedding, image_size, own)
 
     def _downloaded(self, make: Callable[..., tf.keras.Model], size: int) -> list[np.ndarray]:
         try:
             return make(include_top=False, pooling="avg", input_shape=(size, size, 3)).get_weights()
         except Exception as error:  # Keras raises what it finds, mostly a bare Exception.
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error)
             raise InputError(
                 f"the weights of Application.name={self.name!r} cannot be downloaded ({reason}); "
                 "where there is no network, name their file by Application.weights "
@@ -164,13 +160,38 @@ class Application:
             try:
                 each.load_weights(Path(self.weights).expanduser())
             except Exception as error:  # Keras raises whatever the file's reader raised.
-                reasons.append(" ".join(str(error).split())[:120])
+                reasons.append(one_line(error))
             else:
                 return each.get_weights()[: len(network.weights)]
         raise InputError(
             f"Application.weights={self.weights} holds no weights of {self.name}, neither without "
             f"its classifier ({reasons[0]}) nor with it ({reasons[1]})"
         )
+
+
+def preprocess(name: str) -> Preprocess:
+    """Returns what one of `PREPROCESSING` does to images [B, h, w, 3] float32, RGB in [0, 255]."""
+    if name == "none":
+        return lambda images: images
+    return functools.partial(tf.keras.applications.imagenet_utils.preprocess_input, mode=name)
+
+
+def affine(preprocess: Preprocess) -> tuple[np.ndarray, np.ndarray]:
+    """Finds out what preprocessing calculates, from four colours.
+
+    All of Keras's kinds are affine in a pixel's colours.
+
+    Returns:
+        A [3, 3] and b [3] float32: colours [3] become colours @ A + b.
+    """
+    offset = preprocess(np.zeros((1, 1, 1, 3), np.float32))
+    slopes = (preprocess(255 * np.eye(3, dtype=np.float32).reshape(3, 1, 1, 3)) - offset) / 255
+    return slopes.reshape(3, 3), offset.reshape(3)
+
+
+def one_line(error: Exception) -> str:
+    """Returns what an error of some library says, as part of a message."""
+    return " ".join(str(error).split())[:200]
 
 
 def content_hash(option: str, path: str) -> str:
@@ -204,7 +225,7 @@ def _read(file: str) -> tf.keras.Model:
     except InputError:
         raise
     except Exception as error:  # Keras raises whatever the zip, HDF5 or JSON reader raised.
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise InputError(
             f"KerasFile.file={file}: Keras cannot read it ({type(error).__name__}: {reason}); what "
             "is accepted is a .keras or .h5 file or a SavedModel folder that Keras wrote, of "
@@ -277,7 +298,7 @@ def as_backbone(
     inputs: tf.Tensor,
     embedding: tf.Tensor,
     image_size: int,
-    preprocess: Callable[[np.ndarray], np.ndarray],
+    preprocess: Preprocess,
 ) -> tf.keras.Model:
     """Lets a network take our images.
 
@@ -303,19 +324,12 @@ def as_backbone(
     return tf.keras.Model(images, x)
 
 
-def _preprocessing_layer(
-    preprocess: Callable[[np.ndarray], np.ndarray],
-) -> tf.keras.layers.Layer:
-    """Returns a layer that does the same.
-
-    All of Keras's kinds of preprocessing are affine in a pixel's colours, so four colours tell
-    them, and a 1×1 convolution does any, in a layer that every Keras can load.
-    """
-    offset = preprocess(np.zeros((1, 1, 1, 3), np.float32))
-    slopes = (preprocess(255 * np.eye(3, dtype=np.float32).reshape(3, 1, 1, 3)) - offset) / 255
+def _preprocessing_layer(preprocess: Preprocess) -> tf.keras.layers.Layer:
+    """Returns a layer that does the same, a 1×1 convolution, which every Keras can load."""
+    slopes, offset = affine(preprocess)
     layer = tf.keras.layers.Conv2D(3, 1, trainable=False, dtype="float32", name="preprocessing")
     layer.build((None, None, None, 3))
-    layer.set_weights([slopes.reshape(1, 1, 3, 3), offset.reshape(3)])
+    layer.set_weights([slopes.reshape(1, 1, 3, 3), offset])
     return layer
 
 

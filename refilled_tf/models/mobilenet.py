@@ -1,8 +1,14 @@
-"""MobileNet v1 (Howard et al., 2017) as an embedding network."""
+"""MobileNets of `tf.keras.applications` as embedding networks, with what Keras fixes freed.
+
+MobileNet (Howard et al., 2017), MobileNetV2 (Sandler et al., 2018) and MobileNetV3-Small (Howard et
+al., 2019).
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import gin
 import tensorflow as tf
@@ -10,28 +16,24 @@ import tensorflow as tf
 from refilled_tf.errors import require
 
 
-@gin.register
 @dataclasses.dataclass(frozen=True)
-class MobileNet:
-    """`tf.keras.applications.MobileNet` without its classifier, and with what it fixes freed.
+class _Application:
+    """What these networks have in common.
 
     Attributes:
-        width: the width multiplier α, > 0.
-        stem_stride: stride of the first convolution; 1 keeps small images larger.
-        batch_norm_momentum: Keras's .99 adapts too slowly in a few thousand steps; .9 is the
-            default of the codebases that the recipe comes from.
+        stem: name of Keras's first convolution.
     """
+
+    stem: ClassVar[str]
 
     width: float = 1.0
     stem_stride: int = 2
     batch_norm_momentum: float = 0.9
 
     def __post_init__(self):
-        require(self.width > 0, f"MobileNet.width={self.width} must be positive, such as 0.25")
-        require(
-            self.stem_stride in (1, 2),
-            f"MobileNet.stem_stride={self.stem_stride} must be 1 or 2",
-        )
+        name = type(self).__name__
+        require(self.width > 0, f"{name}.width={self.width} must be positive, such as 0.25")
+        require(self.stem_stride in (1, 2), f"{name}.stem_stride={self.stem_stride} must be 1 or 2")
 
     def build(self, image_size: int) -> tf.keras.Model:
         """Builds the network with fresh weights.
@@ -42,35 +44,111 @@ class MobileNet:
             image_size: side of the input in pixels, at least 32.
 
         Returns:
-            Functional model: images [B, S, S, 3] in [0, 255] to embeddings [B, 1024·α].
+            Functional model: images [B, S, S, 3] in [0, 255] to embeddings [B, d].
 
         Raises:
             InputError: the images are too small.
         """
-        require(image_size >= 32, f"MobileNet takes images from 32×32 on, not {image_size}")
+        name = type(self).__name__
+        require(image_size >= 32, f"{name} takes images from 32×32 on, not {image_size}")
         images = tf.keras.Input((image_size, image_size, 3), name="images")
-        scaled = tf.keras.layers.Rescaling(1 / 127.5, offset=-1, name="rescale")(images)
-        template = tf.keras.applications.MobileNet(
-            input_tensor=scaled,
-            alpha=self.width,
-            include_top=False,
-            weights=None,
-            pooling="avg",
-        )
+        # Padding in front of a stride depends on the size there: a stem that keeps the resolution
+        # is followed by what follows, in Keras's network, on images twice as large.
+        template_size = image_size * 2 // self.stem_stride
+        large = tf.keras.Input((template_size, template_size, 3), name="images")
+        scaled = tf.keras.layers.Rescaling(1 / 127.5, offset=-1, name="rescale")(large)
+        template = self.application(input_tensor=scaled, weights=None)
         return tf.keras.models.clone_model(
             template, input_tensors=images, clone_function=self._clone_layer
         )
+
+    def application(self, **options: Any) -> tf.keras.Model:
+        """Returns Keras's own network of this width, for images in [-1, 1], without classifier."""
+        make = getattr(tf.keras.applications, type(self).__name__)
+        options |= {"include_top": False, "pooling": "avg"}
+        return make(alpha=self.width, **options)
+
+    @property
+    def features(self) -> Mapping[str, str]:
+        """Which of Keras's layers become "f1", "f2" and "f3"."""
+        raise NotImplementedError
 
     def _clone_layer(self, layer: tf.keras.layers.Layer) -> tf.keras.layers.Layer:
         config = layer.get_config()
         if isinstance(layer, tf.keras.layers.BatchNormalization):
             config.update(momentum=self.batch_norm_momentum, synchronized=True)
-        if layer.name == "conv1":
+        if layer.name == self.stem:
             config.update(strides=self.stem_stride)
-        # The last blocks at their resolution: strides 1, 2, 4 as in networks for CIFAR, or
-        # 4, 8, 16 as in networks for 224×224.
-        blocks = (1, 3, 5) if self.stem_stride == 1 else (3, 5, 11)
-        for feature, block in enumerate(blocks, start=1):
-            if layer.name == f"conv_pw_{block}_relu":
-                config.update(name=f"f{feature}")
+        config["name"] = self.features.get(layer.name, layer.name)
         return type(layer).from_config(config)
+
+
+@gin.register
+@dataclasses.dataclass(frozen=True)
+class MobileNet(_Application):
+    """MobileNet v1: an embedding of 1024·α numbers.
+
+    Attributes:
+        width: the width multiplier α, > 0.
+        stem_stride: stride of the first convolution; 1 keeps small images larger.
+        batch_norm_momentum: Keras's .99 adapts too slowly in a few thousand steps; .9 is the
+            default of the codebases that the recipe comes from.
+    """
+
+    stem: ClassVar[str] = "conv1"
+
+    @property
+    def features(self) -> Mapping[str, str]:
+        """The last blocks at their resolution.
+
+        Strides are 1, 2, 4 as in networks for CIFAR, or 4, 8, 16 as in networks for 224×224.
+        """
+        blocks = (1, 3, 5) if self.stem_stride == 1 else (3, 5, 11)
+        return {f"conv_pw_{block}_relu": f"f{i}" for i, block in enumerate(blocks, start=1)}
+
+
+@gin.register
+@dataclasses.dataclass(frozen=True)
+class MobileNetV2(_Application):
+    """MobileNetV2: an embedding of 1280 numbers, or 1280·α for α > 1.
+
+    Attributes:
+        width: as in `MobileNet`; channels are multiples of 8.
+        stem_stride: as in `MobileNet`.
+        batch_norm_momentum: as in `MobileNet`.
+    """
+
+    stem: ClassVar[str] = "Conv1"
+
+    @property
+    def features(self) -> Mapping[str, str]:
+        """The last blocks at strides 2, 4, 8, or 4, 8, 16 with a stem of stride 2."""
+        return {f"block_{block}_add": f"f{i}" for i, block in enumerate((2, 5, 12), start=1)}
+
+
+@gin.register
+@dataclasses.dataclass(frozen=True)
+class MobileNetV3Small(_Application):
+    """MobileNetV3-Small up to its last pooling: an embedding of 576·α numbers.
+
+    Attributes:
+        width: as in `MobileNetV2`.
+        stem_stride: as in `MobileNet`.
+        batch_norm_momentum: as in `MobileNet`.
+        minimalistic: whether it does without squeeze-and-excite, hard swish and 5×5 kernels.
+    """
+
+    stem: ClassVar[str] = "Conv"
+
+    minimalistic: bool = False
+
+    def application(self, **options: Any) -> tf.keras.Model:
+        """As `_Application.application`."""
+        options |= {"minimalistic": self.minimalistic, "include_preprocessing": False}
+        return super().application(**options)
+
+    @property
+    def features(self) -> Mapping[str, str]:
+        """The last blocks at strides 2, 4, 8, or 4, 8, 16 with a stem of stride 2."""
+        ends = ("expanded_conv/project/BatchNorm", "expanded_conv_2/Add", "expanded_conv_7/Add")
+        return {end: f"f{i}" for i, end in enumerate(ends, start=1)}

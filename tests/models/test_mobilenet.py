@@ -1,7 +1,8 @@
-"""MobileNet against the parameter counts and the settings that the paper's networks have."""
+"""MobileNets against the parameter counts that their papers and Keras publish, and Keras's own."""
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,8 +10,13 @@ import pytest
 import tensorflow as tf
 
 from refilled_tf.errors import InputError
-from refilled_tf.models.mobilenet import MobileNet
-from refilled_tf.models.networks import classifier, embedding_network, with_features
+from refilled_tf.models.mobilenet import MobileNet, MobileNetV2, MobileNetV3Small
+from refilled_tf.models.networks import (
+    classifier,
+    embedding_network,
+    feature_shapes,
+    with_features,
+)
 
 # Trainable weights with 100 and with 200 classes, and batch norm's running statistics: from the
 # layer shapes of Howard et al., Table 1, 25,600·α per 100 classes of the top layer plus biases.
@@ -86,20 +92,93 @@ def test_images_are_scaled_inside_to_minus_one_and_one():
     np.testing.assert_allclose(network(images), wanted, rtol=1e-4, atol=1e-6)
 
 
+# ---- the later ones ------------------------------------------------------------------------
+
+LATER = {
+    "v2": MobileNetV2(0.35),
+    "v3": MobileNetV3Small(0.5),
+    "v3 minimalistic": MobileNetV3Small(0.5, minimalistic=True),
+}
+
+
 @pytest.mark.parametrize(
-    ("options", "name"),
+    ("backbone", "count", "statistics"),
     [
-        ({"width": 0}, "MobileNet.width=0"),
-        ({"width": -0.5}, "MobileNet.width=-0.5"),
-        ({"stem_stride": 3}, "MobileNet.stem_stride=3"),
+        # Of Keras's own without classifier: 2,257,984 and 939,120 weights in all.
+        (MobileNetV2(), 2_223_872, 34_112),
+        (MobileNetV3Small(), 927_008, 12_112),
+    ],
+    ids=["v2", "v3"],
+)
+def test_published_parameter_counts(backbone, count, statistics):
+    network = backbone.build(32)
+    assert _size(network.trainable_weights) == count
+    assert _size(network.non_trainable_weights) == statistics
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("name", LATER)
+def test_later_networks_are_kerass_own_at_another_stride(name, stride):
+    """With a stem of stride 1, Keras's network on the image enlarged so that its stem undoes it.
+
+    The stem's 3×3 kernel is cut to its middle in both, and Keras's stem then takes every other
+    pixel of an image whose pixels are doubled: "same" padding puts that middle on odd ones.
+    """
+    backbone = dataclasses.replace(LATER[name], stem_stride=stride)
+    network = backbone.build(32)
+    stem = network.get_layer(backbone.stem)
+    middle = np.zeros((3, 3, 1, 1), np.float32)
+    middle[1, 1] = 1
+    stem.set_weights([w * middle if w.ndim == 4 else w for w in stem.get_weights()])
+    factor = 2 // stride
+    keras = backbone.application(input_shape=(32 * factor, 32 * factor, 3), weights=None)
+    keras.set_weights(network.get_weights())
+    images = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype(np.float32)
+    large = images.repeat(factor, axis=1).repeat(factor, axis=2)
+    answer, wanted = network(images).numpy(), keras(large / 127.5 - 1).numpy()
+    np.testing.assert_allclose(answer, wanted, rtol=1e-3, atol=1e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("name", LATER)
+def test_later_features_are_the_last_of_their_resolution(name, stride):
+    backbone = dataclasses.replace(LATER[name], stem_stride=stride)
+    network = embedding_network(backbone, 64)
+    shapes = feature_shapes(network, ("f1", "f2", "f3"))
+    assert [shape[1] for shape in shapes.values()] == [32 // stride, 16 // stride, 8 // stride]
+    layers = network.layers
+    for feature in shapes:
+        (place,) = (i for i, layer in enumerate(layers) if layer.name == feature)
+        # A block later, a depthwise convolution halves the resolution.
+        following = next(
+            layer for layer in layers[place:] if isinstance(layer, tf.keras.layers.DepthwiseConv2D)
+        )
+        assert following.strides == (2, 2)
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_later_batch_norm_is_synchronised_with_the_momentum_asked_for(name):
+    network = dataclasses.replace(LATER[name], batch_norm_momentum=0.8).build(32)
+    norms = [x for x in network.layers if isinstance(x, tf.keras.layers.BatchNormalization)]
+    assert len(norms) > 20
+    assert {(norm.momentum, norm.synchronized) for norm in norms} == {(0.8, True)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "name"),
+    [
+        (MobileNet, {"width": 0}, "MobileNet.width=0"),
+        (MobileNetV2, {"width": -0.5}, "MobileNetV2.width=-0.5"),
+        (MobileNetV3Small, {"stem_stride": 3}, "MobileNetV3Small.stem_stride=3"),
     ],
 )
-def test_bad_option_is_named(options, name):
+def test_bad_option_is_named(kind, options, name):
     with pytest.raises(InputError) as caught:
-        MobileNet(**options)
+        kind(**options)
     assert name in str(caught.value)
 
 
-def test_images_too_small_are_refused():
-    with pytest.raises(InputError, match=r"32×32.*not 31"):
-        MobileNet().build(31)
+@pytest.mark.parametrize("kind", [MobileNet, MobileNetV2, MobileNetV3Small])
+def test_images_too_small_are_refused(kind):
+    with pytest.raises(InputError, match=rf"{kind.__name__} takes .* 32×32.*not 31"):
+        kind().build(31)

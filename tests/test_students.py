@@ -1,0 +1,53 @@
+"""Students as a command line names them: what each becomes in gin, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+
+from refilled_tf import config, students
+from refilled_tf.errors import InputError
+from refilled_tf.models.from_weights import FromWeights
+from refilled_tf.models.mobilenet import MobileNetV2
+
+
+def test_each_name_is_that_network():
+    assert students.parse("MobileNetV2", 0.35) == MobileNetV2(0.35)
+    pretrained = students.parse("MobileNetV2", 0.35, "imagenet")
+    assert pretrained == FromWeights(MobileNetV2(0.35), "imagenet")
+
+
+@pytest.mark.parametrize("weights", [None, "imagenet"])
+@pytest.mark.parametrize("name", students.NETWORKS)
+def test_gin_lines_give_the_same_student_to_all_but_the_teacher(name, weights, tmp_path):
+    if weights and name == "EfficientNetLite0":
+        weights = str(tmp_path / "net.keras")
+        (tmp_path / "net.keras").touch()
+    student = students.parse(name, 0.35, weights)
+    (tmp_path / "tiny.gin").write_text(tiny.GIN)
+    spec = config.load_experiment([tmp_path / "tiny.gin"], students.gin_lines(student))
+    stages = {stage.name: stage for stage in spec.stages()}
+    for each in ("student", "triplet", "refilled"):
+        assert stages[each].backbone == student
+    assert stages["teacher"].backbone == tiny.TinyNetwork()
+    methods = ("Pretrained, fine-tuned", "Pretrained, distilled")
+    methods = methods if weights else ("Student", "REFILLED")
+    assert (stages["student"].method, stages["refilled"].method) == methods
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        (("ResNet", 0.5), "--student=ResNet is none of what is accepted: MobileNet, MobileNetV2"),
+        (("MobileNetV2", 0.0), r"MobileNetV2\.width=0\.0 must be positive"),
+        (("MobileNet", 0.5, "none.keras"), r"FromWeights\.weights=none\.keras does not exist"),
+    ],
+)
+def test_others_are_refused(what, message):
+    with pytest.raises(InputError, match=message):
+        students.parse(*what)
+
+
+def test_the_width_of_trials_is_that_networks():
+    lines = students.gin_lines(students.parse("MobileNetV2", 0.35))
+    assert f"{students.width_option('MobileNetV2')} = 0.35" in lines
