@@ -38,7 +38,7 @@ SMALL = ("--image_size=8", "--gin_param=Stage.backbone = @TinyNetwork()")
 def _distill(images, teacher, output, *flags):
     options = (f"--images={images}", f"--teacher={teacher}", f"--output={output}")
     flags = (*options, *SMALL, "--gin_param=Recipe.steps = 40", *flags)
-    return commands.run("refilled_tf.distill", *flags)
+    return commands.run("refilled_tf.distill", *flags, timeout=1200)
 
 
 @pytest.fixture(scope="module")

@@ -24,15 +24,17 @@ def test_gin_lines_give_the_same_student_to_all_but_the_teacher(name, weights, t
         weights = str(tmp_path / "net.keras")
         (tmp_path / "net.keras").touch()
     student = students.parse(name, 0.35, weights)
-    (tmp_path / "tiny.gin").write_text(tiny.GIN)
+    rows = "Experiment.rows = [@student_kx/Stage(), @refilled/Stage(), @probe/Stage()]"
+    text = f"{tiny.GIN}include 'methods/probe.gin'\n{rows}\n"
+    (tmp_path / "tiny.gin").write_text(text)
     spec = config.load_experiment([tmp_path / "tiny.gin"], students.gin_lines(student))
     stages = {stage.name: stage for stage in spec.stages()}
-    for each in ("student", "triplet", "refilled"):
+    for each in ("student_kx", "triplet", "refilled", "probe"):
         assert stages[each].backbone == student
     assert stages["teacher"].backbone == tiny.TinyNetwork()
     methods = ("Pretrained, fine-tuned", "Pretrained, distilled")
-    methods = methods if weights else ("Student", "REFILLED")
-    assert (stages["student"].method, stages["refilled"].method) == methods
+    methods = methods if weights else ("Student (k×)", "Probe")
+    assert (stages["student_kx"].method, stages["probe"].method) == methods
 
 
 @pytest.mark.parametrize(
