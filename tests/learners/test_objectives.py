@@ -437,9 +437,10 @@ IMAGES = RANDOM.uniform(0, 255, (8, 8, 8, 3)).astype(np.float32)
 
 def _known(embeddings):
     """What objectives are told of a teacher whose embeddings [N, V, d] are these."""
+    every_class = np.array([0, 1, 2, 0, 1, 2, 4, 3], np.int32)
     return TeacherEmbeddings(
-        LABELS,
-        np.arange(len(LABELS)).astype(str),
+        every_class,
+        np.arange(len(every_class)).astype(str),
         5,
         0,
         lambda views: [embeddings[:, : 1 + views]],
