@@ -122,6 +122,7 @@ def html(what: Report) -> str:
     """
     crops = batches.scoring_batches(what.data.test, what.size)
     predictions = np.argmax(networks.outputs_of(what.network, crops)["logits"], axis=-1)
+    classes = per_class(what.data, predictions)
     return pages.render(
         "distill.html",
         percent=_percent,
@@ -131,7 +132,8 @@ def html(what: Report) -> str:
         what=what,
         output=shlex.quote(str(what.output)),
         side=what.data.test.images.shape[1],
-        classes=per_class(what.data, predictions),
+        classes=classes,
+        baseline=baseline(classes),
         confusion=_confusion(what, predictions),
         mistakes=_mistakes(what.data.test, what.data.class_names, predictions),
     )
@@ -166,6 +168,24 @@ def per_class(data: TaskData, predictions: np.ndarray) -> list[dict[str, Any]]:
         }
         for c, name in enumerate(data.class_names)
     ]
+
+
+def baseline(classes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Says what an answer that is always the same would get right.
+
+    Args:
+        classes: as `per_class` returns them.
+
+    Returns:
+        "name" and "share" of the commonest class among the test images; "balanced", the mean over
+        classes of the share of their images that is right, of which such an answer gets one class.
+    """
+    tested = [each for each in classes if each["test"]]
+    total = sum(each["test"] for each in tested)
+    commonest = max(tested, key=lambda each: each["test"])
+    balanced = sum(each["right"] / each["test"] for each in tested) / len(tested)
+    share = commonest["test"] / total
+    return {"name": commonest["name"], "share": share, "balanced": balanced}
 
 
 def _confusion(what: Report, predictions: np.ndarray) -> str:

@@ -387,3 +387,14 @@ def test_other_options_do_not_overwrite(done, given):
     assert run.returncode == 1
     assert "--output" in run.stderr or "--work_dir" in run.stderr
     assert (output / "distill.gin").read_text() == before
+
+
+def test_what_the_commonest_class_alone_would_get():
+    """By hand: of 8 + 4 images "cat" is always said; 8 / 12, and on average (1 + 0) / 2."""
+    classes = [
+        {"name": "cat", "test": 8, "right": 8},
+        {"name": "dog", "test": 4, "right": 0},
+        {"name": "fox", "test": 0, "right": 0},
+    ]
+    found = distill_report.baseline(classes)
+    assert found == {"name": "cat", "share": pytest.approx(2 / 3), "balanced": 0.5}

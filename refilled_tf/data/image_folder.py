@@ -95,7 +95,8 @@ class Survey:
 class ImageFolder:
     """A folder of JPEG, PNG, BMP, GIF (its first frame) or WebP images, see above.
 
-    Of files with the same content, only the first counts.
+    What has another suffix, or none, is an image too if its content is. Of files with the same
+    content, only the first counts.
 
     Attributes:
         folder: where they are.
@@ -198,8 +199,8 @@ def _survey(root: Path) -> Survey:
         for path in _visible(folder):
             if path.is_dir():
                 for file in _visible(path):
-                    is_image = file.is_file() and file.suffix.lower() in SUFFIXES
-                    (files if is_image else others).append((split, file))
+                    (files if _may_be_image(file) else others).append((split, file))
+                _require_images(root, path, files)
             else:
                 others.append((split, path))
     for _, file in files:
@@ -221,6 +222,24 @@ def _survey(root: Path) -> Survey:
     )
     return Survey(
         _examined(root, listing), tuple(file.relative_to(root).as_posix() for _, file in others)
+    )
+
+
+def _may_be_image(file: Path) -> bool:
+    """Whether a file calls itself an image, or is one by its content."""
+    return file.is_file() and (file.suffix.lower() in SUFFIXES or pixels.is_image(file))
+
+
+def _require_images(root: Path, folder: Path, files: Sequence[tuple[str, Path]]) -> None:
+    """Refuses the folder of a class, if none of the images found so far is in it."""
+    if files and files[-1][1].parent == folder:
+        return
+    there = [path.name for path in _visible(folder)]
+    shown = ", ".join(there[:3]) + (f" and {len(there) - 3} more" if len(there) > 3 else "")
+    raise InputError(
+        f"ImageFolder.folder={root}: class {folder.relative_to(root).as_posix()!r} has no image "
+        f"that can be read; it holds {shown or 'nothing'}. Put JPEG, PNG, BMP, GIF or WebP files "
+        "into it, or delete the folder"
     )
 
 
@@ -248,7 +267,9 @@ def _split_folders(root: Path) -> list[tuple[str, Path]]:
 
 
 def _visible(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    # macOS puts a folder of that name into its archives.
+    hidden = (".", "__MACOSX")
+    return sorted(path for path in folder.iterdir() if not path.name.startswith(hidden))
 
 
 @functools.lru_cache(maxsize=4)
@@ -284,8 +305,5 @@ def notes(survey: Survey) -> list[str]:
     if copies := [" = ".join(photo.key for photo in group) for group in survey.copies()]:
         found.append(f"the same file: {', '.join(copies)}")
     if survey.others:
-        found.append(
-            f"passed over, as the names do not end in {', '.join(SUFFIXES)}: "
-            f"{', '.join(survey.others)}"
-        )
+        found.append(f"passed over, as they are no images: {', '.join(survey.others)}")
     return found

@@ -8,6 +8,7 @@ for JPEG and PNG that are not turned; `for_graph` makes every other file into on
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -16,7 +17,8 @@ import PIL.ImageOps
 
 from refilled_tf.errors import InputError, require
 
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
+# MPO is what cameras make of several JPEGs, of which the first one is shown.
+FORMATS = ("JPEG", "MPO", "PNG", "BMP", "GIF", "WEBP")
 ORIENTATION = 0x0112  # EXIF's tag
 
 
@@ -35,6 +37,15 @@ def opened(encoded: bytes | BinaryIO) -> PIL.Image.Image:
         return PIL.Image.open(file, formats=FORMATS)
     except Exception as error:  # Pillow raises whatever a format's reader raised.
         raise InputError("it is no JPEG, PNG, BMP, GIF or WebP") from error
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file begins as an image does."""
+    try:
+        with path.open("rb") as file:
+            return opened(file) is not None
+    except (OSError, InputError):
+        return False
 
 
 def decode(encoded: bytes) -> np.ndarray:
@@ -78,7 +89,7 @@ def for_graph(encoded: bytes) -> bytes:
     """
     image = opened(encoded)
     turned = image.getexif().get(ORIENTATION, 1) != 1
-    if image.format == "JPEG" and not turned:
+    if image.format in ("JPEG", "MPO") and not turned:
         return encoded
     if image.format == "PNG" and not turned and "transparency" not in image.info:
         return encoded

@@ -70,7 +70,7 @@ class PhotoFolder:
         Raises:
             InputError: there are no images.
         """
-        keys = [key for key, _ in _listing(self._root) if _is_image(self._root / key)]
+        keys = [key for key, _ in _listing(self._root) if pixels.is_image(self._root / key)]
         require(bool(keys), f"PhotoFolder.folder={self.folder} holds no image at any depth")
         count = len(keys)
         return Index(np.array(keys), np.full(count, -1, np.int32), np.ones(count, bool), ())
@@ -248,14 +248,6 @@ def _pixels(encoded: bytes) -> bytes:
         return _hash(np.ascontiguousarray(pixels.decode(encoded)).tobytes())
     except InputError:
         return _hash(encoded)
-
-
-def _is_image(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return pixels.opened(file) is not None
-    except (OSError, InputError):
-        return False
 
 
 @functools.lru_cache(maxsize=4)

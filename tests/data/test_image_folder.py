@@ -94,7 +94,8 @@ def test_content_tells_folders_apart_and_copies_not(flat, tmp_path):
 
 
 def test_notes_name_what_a_person_should_look_at(flat):
-    (flat / "cat/00.png").rename(flat / "cat/00.heic")
+    (flat / "cat/00.png").unlink()
+    (flat / "cat/00.heic").write_bytes(b"no kind that can be read")
     (flat / "readme.txt").write_text("mine")
     (flat / ".hidden").write_text("not listed")
     (flat / "dog/empty.png").touch()
@@ -103,8 +104,34 @@ def test_notes_name_what_a_person_should_look_at(flat):
     assert "expect little of these classes: cat (9)" in text
     assert "corrupt: dog/empty.png (it is empty)" in text
     assert "the same file: dog/01.png = dog/copy.png" in text
-    assert ": cat/00.heic, readme.txt" in text
+    assert "no images: cat/00.heic, readme.txt" in text
     assert "hidden" not in text
+
+
+@pytest.mark.parametrize("suffix", ["", ".jfif", ".JPE", ".dat"])
+def test_content_counts_and_not_the_suffix(flat, suffix):
+    for path in (flat / "cat").iterdir():
+        path.rename(path.with_suffix(suffix))
+    index = ImageFolder(str(flat)).index()
+    assert index.class_names == ("cat", "dog")
+    assert np.bincount(index.labels).tolist() == [10, 10]
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [([], "nothing"), (["a.heic"], "a.heic"), (["1", "2", "3", "4", "5"], "1, 2, 3 and 2 more")],
+)
+def test_class_without_an_image_is_named(flat, names, shown):
+    (flat / "fox").mkdir()
+    for name in names:
+        (flat / "fox" / name).write_bytes(b"no image")
+    with pytest.raises(InputError, match=rf"class 'fox' has no image .*it holds {shown}\. Put"):
+        ImageFolder(str(flat))
+
+
+def test_folders_of_an_archive_are_passed_over(parted):
+    (parted / "__MACOSX").mkdir()
+    assert ImageFolder(str(parted)).index().class_names == ("cat", "dog")
 
 
 def test_copies_in_a_class_count_once(flat):
