@@ -17,8 +17,7 @@ import PIL.ImageOps
 
 from refilled_tf.errors import InputError, require
 
-# MPO is what cameras make of several JPEGs, of which the first one is shown.
-FORMATS = ("JPEG", "MPO", "PNG", "BMP", "GIF", "WEBP")
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
 ORIENTATION = 0x0112  # EXIF's tag
 
 
@@ -89,6 +88,7 @@ def for_graph(encoded: bytes) -> bytes:
     """
     image = opened(encoded)
     turned = image.getexif().get(ORIENTATION, 1) != 1
+    # MPO is how Pillow names a JPEG that more of them follow in the same file, as cameras make it.
     if image.format in ("JPEG", "MPO") and not turned:
         return encoded
     if image.format == "PNG" and not turned and "transparency" not in image.info:

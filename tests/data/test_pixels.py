@@ -99,6 +99,9 @@ def _plain():
     options = {"quality": 95, "progressive": True}
     yield "progressive JPEG", _file(PIL.Image.fromarray(smooth), "JPEG", **options), smooth, 16
     one = smooth[..., :1].repeat(3, axis=-1)
+    more = [PIL.Image.fromarray(smooth[::-1].copy())]
+    options = {"quality": 95, "save_all": True, "append_images": more}
+    yield "JPEG of several", _file(PIL.Image.fromarray(smooth), "MPO", **options), smooth, 16
     file = _file(PIL.Image.fromarray(smooth).convert("CMYK"), "JPEG", quality=95)
     yield "CMYK JPEG", file, smooth, 16
     yield "grey JPEG", _file(PIL.Image.fromarray(one[..., 0]), "JPEG", quality=95), one, 8
