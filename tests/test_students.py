@@ -24,7 +24,8 @@ def test_gin_lines_give_the_same_student_to_all_but_the_teacher(name, weights, t
         weights = str(tmp_path / "net.keras")
         (tmp_path / "net.keras").touch()
     student = students.parse(name, 0.35, weights)
-    rows = "Experiment.rows = [@student_kx/Stage(), @refilled/Stage(), @probe/Stage()]"
+    names = ("student_kx", "refilled", "probe", "probe_pool")
+    rows = f"Experiment.rows = [{', '.join(f'@{name}/Stage()' for name in names)}]"
     text = f"{tiny.GIN}include 'methods/probe.gin'\n{rows}\n"
     (tmp_path / "tiny.gin").write_text(text)
     spec = config.load_experiment([tmp_path / "tiny.gin"], students.gin_lines(student))
