@@ -45,6 +45,8 @@ def main(argv: list[str]) -> None:
     teacher = teachers.parse(
         FLAGS.teacher, **{name: FLAGS[f"teacher_{name}"].value for name in teachers.OPTIONS}
     )
+    if teachers.cost(teacher):
+        print(teachers.cost(teacher))
     distill_config.check_choices(FLAGS.width, FLAGS.gin_param, FLAGS.tune)
     settings = distill_config.settings(
         distill_config.task_of(FLAGS.images, FLAGS.data_dir),
