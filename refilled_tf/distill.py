@@ -144,6 +144,8 @@ def describe(output: Path, command: str) -> Plan:
     teacher = teachers.parse(
         FLAGS.teacher, **{name: FLAGS[f"teacher_{name}"].value for name in teachers.OPTIONS}
     )
+    if teachers.cost(teacher):
+        print(teachers.cost(teacher))
     distill_config.check_choices(FLAGS.width, FLAGS.gin_param, FLAGS.tune)
     require(
         FLAGS.minutes is None or not FLAGS.quick,

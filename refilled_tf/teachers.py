@@ -60,6 +60,21 @@ def parse(spec: str, **options: str | None) -> Teacher:
     return kind(what, **given)
 
 
+def cost(teacher: Teacher) -> str | None:
+    """Says what this kind of teacher costs the student, and another would not; None if nothing.
+
+    Args:
+        teacher: what `parse` gave.
+    """
+    if not isinstance(teacher, EmbeddingFile):
+        return None
+    return (
+        f"--teacher={teacher.file} knows each image as it is, and none of its crops and flips: all "
+        "rows that it teaches learn without augmentation, while the row Student has it. With few "
+        "images that costs much; a network that can be run (.onnx, .keras) teaches augmented views"
+    )
+
+
 def _locate(spec: str) -> tuple[type[Teacher], str, tuple[str, ...]]:
     """Returns the kind of a teacher, its file or name, and which of `OPTIONS` it takes."""
     if spec.startswith(IMAGENET):

@@ -15,6 +15,8 @@ from refilled_tf.data.splits import (
     SuperclassHalves,
 )
 from refilled_tf.errors import InputError
+from refilled_tf.models.efficientnet_lite import EfficientNetLite0
+from refilled_tf.models.mobilenet import MobileNetV2, MobileNetV3Small
 
 GIN = Path(__file__).resolve().parents[1] / "gin"
 # What two experiments share: they leave the choice of the class split to them.
@@ -30,6 +32,11 @@ OVERLAY = "official_code.gin"
 BENCHMARK = "optimizers/benchmark.gin"
 EXPERIMENTS = sorted({path.name for path in GIN.glob("*.gin")} - SHARED - {OVERLAY})
 QUICK = "quickstart.gin"
+STUDENTS = {
+    "models/mobilenet_v2.gin": MobileNetV2(0.35),
+    "models/mobilenet_v3_small.gin": MobileNetV3Small(0.5),
+    "models/efficientnet_lite0.gin": EfficientNetLite0(0.35),
+}
 pytestmark = pytest.mark.usefixtures("named_files")
 
 
@@ -56,6 +63,7 @@ def test_experiment_loads_and_says_how_to_run_it(name):
 def test_every_file_is_reached_by_an_experiment():
     """By `include`; others are overlays, which tests put over an experiment, or tables."""
     overlays = [OVERLAY, BENCHMARK, "data/example_files.gin", "models/pretrained_teacher.gin"]
+    overlays += [*STUDENTS, "methods/pretrained_student.gin"]
     alone = [*EXPERIMENTS, *overlays, "methods/own_images.gin"]
     reached, queue = set(), [GIN / name for name in alone] + list((GIN / "tables").glob("*.gin"))
     while queue:
@@ -71,6 +79,32 @@ def test_shared_file_lacks_only_its_class_split(name):
     with pytest.raises(InputError, match="class_split"):
         config.load_experiment([name])
     config.load_experiment([name], ["Data.class_split = @RandomHalves()"])
+
+
+@pytest.mark.parametrize("file", STUDENTS)
+def test_student_is_another_network_and_the_teacher_is_not(file):
+    stages, before = _stages([QUICK, file]), _stages([QUICK])
+    assert {stages[name].backbone for name in ("student", "triplet", "refilled")} == {
+        STUDENTS[file]
+    }
+    assert stages["teacher"] == before["teacher"]
+
+
+def test_rows_of_a_pretrained_student_stand_beside_those_from_scratch(tmp_path):
+    (tmp_path / "net.keras").touch()
+    params = [
+        f"student/FromWeights.weights = '{tmp_path}/net.keras'",
+        "student/FromWeights.network = @student/MobileNetV2()",
+        "student/MobileNetV2.width = 0.35",
+    ]
+    spec = config.load_experiment([QUICK, "methods/pretrained_student.gin"], params)
+    stages, before = {stage.name: stage for stage in spec.stages()}, _stages([QUICK])
+    assert stages["refilled"] == before["refilled"]
+    for name in ("pretrained", "pretrained_triplet", "pretrained_refilled"):
+        assert stages[name].backbone.network == MobileNetV2(0.35)
+    assert stages["pretrained_refilled"].start == stages["pretrained_triplet"]
+    for name, twin in (("pretrained", "student"), ("pretrained_refilled", "refilled")):
+        assert stages[name].objective == before[twin].objective
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

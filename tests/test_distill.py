@@ -11,8 +11,10 @@ from pathlib import Path
 
 import commands
 import numpy as np
+import onnx_graphs
 import photos
 import pytest
+import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
 from export import trained
@@ -314,6 +316,37 @@ def test_tfds_dataset_is_found_by_its_name():
         pytest.skip("TFDS_DATA_DIR does not have cifar100")
     source = distill_config.task_of("cifar100", None).data.source
     assert (source.key, source.splits) == ("id", ("train", "test"))
+
+
+def test_student_from_weights_under_an_onnx_teacher(given, tmp_path):
+    """To its report, with a MobileNetV2 of 32×32 pixels that somebody has trained."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("tf2onnx")
+    images, teacher = given
+    whole = tf.keras.models.load_model(teacher)
+    network = tf.keras.Model(whole.input, whole.layers[-2].output)
+    onnx_graphs.export(network, tmp_path / "teacher.onnx")
+    students.parse("MobileNetV2", 0.25).build(32).save(tmp_path / "student.keras")
+    flags = (
+        f"--images={images}",
+        f"--teacher={tmp_path}/teacher.onnx",
+        "--student=MobileNetV2",
+        f"--student_weights={tmp_path}/student.keras",
+        "--image_size=32",
+        f"--output={tmp_path}/output",
+        "--gin_param=Recipe.epochs = 1",
+    )
+    run = commands.run("refilled_tf.distill", *flags)
+    assert run.returncode == 1
+    assert "give OnnxFile.preprocessing (--teacher_preprocessing)" in run.stderr
+    assert not (tmp_path / "output").exists()
+    run = commands.run("refilled_tf.distill", *flags, "--teacher_preprocessing=none")
+    assert run.returncode == 0, run.stderr
+    rows = [row["method"] for row in _results(tmp_path / "output")]
+    assert rows[2:] == ["Pretrained, fine-tuned", "Pretrained, distilled"]
+    assert {row["width"] for row in _results(tmp_path / "output")[2:]} == {0.25}
+    assert (tmp_path / "output/tflite/refilled_int8.tflite").exists()
+    assert (tmp_path / "output/report.html").exists()
 
 
 def test_bad_size(given):

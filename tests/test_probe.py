@@ -9,6 +9,7 @@ import shutil
 
 import commands
 import numpy as np
+import onnx_graphs
 import PIL.Image
 import pytest
 import tensorflow as tf
@@ -62,6 +63,21 @@ def test_teachers_are_ranked_by_quality(scores):
     assert 0.4 < scores["some.npz"].mean("ncm") < 0.9
     assert scores["nothing.npz"].mean("ncm") < 0.5
     assert all(set(s.accuracies) == {"ncm", "1nn", "linear"} for s in scores.values())
+
+
+def test_onnx_teacher_is_ranked_as_its_keras_twin(folder, scores):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("tf2onnx")
+    network = tf.keras.models.load_model(folder / "pixels.keras")
+    onnx_graphs.export(network, folder / "pixels.onnx")
+    task = distill_config.task_of(str(folder / "images"), None)
+    teacher = teachers.parse(f"{folder}/pixels.onnx", preprocessing="none")
+    onnx = probe.score("pixels.onnx", teacher, task, 16, 3, None)
+    keras = scores["pixels.keras"]
+    assert onnx.size == keras.size
+    for classifier in ("ncm", "1nn", "linear"):
+        assert onnx.mean(classifier) == pytest.approx(keras.mean(classifier), abs=0.03)
+    assert onnx.seconds > 0
 
 
 def test_only_training_images_are_looked_at(folder):

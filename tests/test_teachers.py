@@ -96,3 +96,11 @@ def test_gin_lines_give_the_same_teacher(folder, file):
     built = {each.name: each for each in spec.stages()}
     assert built["teacher"].backbone == teacher
     assert built["triplet"].teacher == built["teacher"]
+
+
+def test_only_embeddings_alone_cost_the_augmentation(folder):
+    said = teachers.cost(teachers.parse(f"{folder}/file.npz"))
+    assert "file.npz knows each image as it is" in said
+    assert "learn without augmentation" in said
+    for spec in (f"{folder}/net.keras", f"{folder}/net.onnx", "imagenet:MobileNetV2"):
+        assert teachers.cost(teachers.parse(spec)) is None
