@@ -23,6 +23,11 @@ class OutOfTimeError(Exception):
     """The time that a command was given is over; what is finished so far is on disk."""
 
 
+def one_line(error: Exception) -> str:
+    """Returns what an error of some library says, as part of a message."""
+    return " ".join(str(error).split())[:200]
+
+
 def require_built(option: str, value: object, kind: Any, example: str) -> None:
     """Raises InputError unless an option holds an object of its kind, and not the class of one.
 

@@ -12,11 +12,16 @@ from pathlib import Path
 import h5py
 import tensorflow as tf
 
-from refilled_tf.errors import InputError
+from refilled_tf.errors import InputError, one_line
 
 # Where tf.keras comes from: with TensorFlow 2.15 from keras, later from tf_keras.
 _KERAS = tf.keras.Model.__module__.split(".")[0]
 KERAS = metadata.version(_KERAS)
+
+_KERAS_2 = "From Python 3.12 on, requirements.txt installs a later one"
+_KERAS_3 = (
+    "Save it with Keras 2 (pip install tf-keras), or let it teach through a file of its embeddings"
+)
 
 
 def versions() -> dict[str, str]:
@@ -39,32 +44,30 @@ def changes(then: dict[str, str]) -> str:
     )
 
 
-def load_keras(path: Path, what: str) -> tf.keras.Model:
+def load_keras(path: Path, what: str, advice: str) -> tf.keras.Model:
     """Loads a network that Keras has saved.
 
     Args:
         path: a .keras or .h5 file, or a folder in TensorFlow's SavedModel format that Keras wrote.
         what: names it in messages.
+        advice: what to do about one that no Keras could read.
 
     Raises:
-        InputError: a later Keras than this one has written it.
-        Exception: whatever the zip, HDF5 or JSON reader raises.
+        InputError: Keras cannot read it, perhaps because a later Keras has written it.
     """
     try:
         return tf.keras.models.load_model(path, compile=False)
-    except Exception as error:
+    except Exception as error:  # Keras raises whatever the zip, HDF5 or JSON reader raised.
+        message = (
+            f"{what}: Keras cannot read it ({type(error).__name__}: {one_line(error)}); {advice}"
+        )
         theirs = keras_of(path)
-        if theirs is None or _ordered(theirs) <= _ordered(KERAS):
-            raise
-        raise InputError(
-            f"{what} was saved with Keras {theirs}, which this Keras {KERAS} cannot read. "
-            + (
-                "From Python 3.12 on, requirements.txt installs a later one"
-                if theirs.startswith("2.")
-                else "Save it with Keras 2 (pip install tf-keras), or let it teach through a file "
-                "of its embeddings"
+        if theirs is not None and _ordered(theirs) > _ordered(KERAS):
+            message = (
+                f"{what} was saved with Keras {theirs}, which this Keras {KERAS} cannot read. "
+                + (_KERAS_2 if theirs.startswith("2.") else _KERAS_3)
             )
-        ) from error
+        raise InputError(message) from error
 
 
 def keras_of(path: Path) -> str | None:

@@ -31,7 +31,7 @@ import tensorflow as tf
 from refilled_tf import stack, storage
 from refilled_tf.data import batches, unlabelled
 from refilled_tf.data.task import Task, load, read_index, select
-from refilled_tf.errors import InputError, require, require_built, require_name, require_whole
+from refilled_tf.errors import require, require_built, require_name, require_whole
 from refilled_tf.few_shot.base import Selection
 from refilled_tf.learners.base import Objective
 from refilled_tf.models import networks
@@ -546,12 +546,5 @@ def outputs(stage: Stage, run: Run, task: Task, part: str) -> dict[str, np.ndarr
 def _load(stage: Stage, run: Run, file: str) -> tf.keras.Model:
     path = run.folder(stage) / file
     require(path.exists(), f"{path} is missing: stage {stage.name!r} is not finished")
-    try:
-        return stack.load_keras(path, str(path))
-    except InputError:
-        raise
-    except Exception as error:  # Keras raises whatever the zip, HDF5 or JSON reader raised.
-        raise InputError(
-            f"{path} is unreadable ({type(error).__name__}); delete {path.parent} to train the "
-            "stage again"
-        ) from error
+    advice = f"delete {path.parent} to train the stage again"
+    return stack.load_keras(path, str(path), advice)

@@ -167,9 +167,8 @@ def random_numbers(data: Data) -> int:
 def augmentation(data: Data) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
     """Makes the augmentation: padding, a crop, a flip.
 
-    keras-cv flips by numbers handed to it, because its own generator would restart with the
-    process. Its RandomCrop resamples, which can skip a row or column of pixels, so the crop is
-    cut out here.
+    keras-cv's RandomCrop resamples, which can skip a row or column of pixels, so the crop is cut
+    out here.
 
     Args:
         data: crop size and augmentation.
@@ -179,10 +178,7 @@ def augmentation(data: Data) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
         float32 in [0, 1), for top, left, flip and, perhaps, size, that returns
         [b, crop_size, crop_size, 3] float32.
     """
-    # The layer asks for TensorFlow's global generator, which must have a seed when ops are
-    # deterministic; nothing is drawn from it.
-    tf.random.set_global_generator(tf.random.Generator.from_seed(0))
-    flip, size = keras_cv.layers.RandomFlip(), data.crop_size
+    flip, size = random_flip(), data.crop_size
 
     def augment(images, numbers):
         batch = tf.cast(images, tf.float32)
@@ -199,11 +195,35 @@ def augmentation(data: Data) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
             boxes = tf.minimum(tf.concat([corners, corners + side], axis=1), 1 - 1e-6)
             batch = tf.image.crop_and_resize(batch, boxes, tf.range(len(boxes)), (size, size))
         if data.flip:
-            sides = {"flip_horizontals": numbers[:, 2:3], "flip_verticals": numbers[:, 2:3] * 0}
-            batch = flip.augment_images(batch, sides)
+            batch = flip(batch, numbers[:, 2])
         return tf.ensure_shape(batch, (images.shape[0], size, size, 3))
 
     return augment
+
+
+def random_flip() -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    """Makes the flip, by numbers handed to it: a generator would restart with the process.
+
+    All that is used of keras-cv, whose last release is of 2024. Where an environment cannot have
+    it any more, `tf.where(numbers[:, None, None, None] > 0.5, images[:, :, ::-1], images)` does
+    the same, as tests/data/test_batches.py checks.
+
+    Returns:
+        A function of images [b, h, w, 3] and numbers [b] float32 in [0, 1) that returns the images,
+        left and right exchanged where the number is above 1/2.
+    """
+    # The layer asks for TensorFlow's global generator, which must have a seed when ops are
+    # deterministic; nothing is drawn from it.
+    tf.random.set_global_generator(tf.random.Generator.from_seed(0))
+    layer = keras_cv.layers.RandomFlip()
+
+    def flip(images, numbers):
+        sides = numbers[:, tf.newaxis]
+        return layer.augment_images(
+            images, {"flip_horizontals": sides, "flip_verticals": tf.zeros_like(sides)}
+        )
+
+    return flip
 
 
 def training_batches(

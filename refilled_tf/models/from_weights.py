@@ -9,9 +9,10 @@ import gin
 import numpy as np
 import tensorflow as tf
 
-from refilled_tf.errors import InputError, require, require_built
+from refilled_tf.errors import InputError, one_line, require, require_built
 from refilled_tf.models import keras_files
 from refilled_tf.models.networks import Backbone
+from refilled_tf.stack import load_keras
 
 IMAGENET = "imagenet"
 
@@ -79,17 +80,12 @@ class FromWeights:
         except Exception as error:  # Keras raises what it finds, mostly a bare Exception.
             raise InputError(
                 f"the ImageNet weights of {kind} of width {self.width} cannot be had "
-                f"({keras_files.one_line(error)}); where there is no network, save "
+                f"({one_line(error)}); where there is no network, save "
                 f"tf.keras.applications.{kind} elsewhere as FILE.keras, and name that "
                 "(--student_weights)"
             ) from error
 
     def _read(self) -> list[np.ndarray]:
-        try:
-            path = Path(self.weights).expanduser()
-            return tf.keras.models.load_model(path, compile=False).get_weights()
-        except Exception as error:  # Keras raises whatever the zip, HDF5 or JSON reader raised.
-            raise InputError(
-                f"FromWeights.weights={self.weights}: Keras cannot read it "
-                f"({type(error).__name__}: {keras_files.one_line(error)})"
-            ) from error
+        path = Path(self.weights).expanduser()
+        what = f"FromWeights.weights={self.weights}"
+        return load_keras(path, what, "a .keras or .h5 file is wanted").get_weights()

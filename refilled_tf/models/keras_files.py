@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from refilled_tf import storage
-from refilled_tf.errors import InputError, require
+from refilled_tf.errors import InputError, one_line, require
 from refilled_tf.models.networks import checkpointed, resized
 from refilled_tf.stack import load_keras
 
@@ -189,11 +189,6 @@ def affine(preprocess: Preprocess) -> tuple[np.ndarray, np.ndarray]:
     return slopes.reshape(3, 3), offset.reshape(3)
 
 
-def one_line(error: Exception) -> str:
-    """Returns what an error of some library says, as part of a message."""
-    return " ".join(str(error).split())[:200]
-
-
 def content_hash(option: str, path: str) -> str:
     """Returns a short hash of a file, or of a folder's files and their names.
 
@@ -220,17 +215,12 @@ def _hash(root: Path, files: tuple[Path, ...], stats: tuple[tuple[int, int], ...
 
 
 def _read(file: str) -> tf.keras.Model:
-    try:
-        network = load_keras(Path(file).expanduser(), f"KerasFile.file={file}")
-    except InputError:
-        raise
-    except Exception as error:  # Keras raises whatever the zip, HDF5 or JSON reader raised.
-        reason = one_line(error)
-        raise InputError(
-            f"KerasFile.file={file}: Keras cannot read it ({type(error).__name__}: {reason}); what "
-            "is accepted is a .keras or .h5 file or a SavedModel folder that Keras wrote, of "
-            "Keras's own layers. Any other network can teach through a file of its embeddings"
-        ) from error
+    network = load_keras(
+        Path(file).expanduser(),
+        f"KerasFile.file={file}",
+        "what is accepted is a .keras or .h5 file or a SavedModel folder that Keras wrote, of "
+        "Keras's own layers. Any other network can teach through a file of its embeddings",
+    )
     require(
         isinstance(network, tf.keras.Model) and getattr(network, "input_shape", None) is not None,
         f"KerasFile.file={file} holds no graph of Keras layers (a {type(network).__name__}), so it "

@@ -15,7 +15,7 @@ import gin
 import numpy as np
 import tensorflow as tf
 
-from refilled_tf.errors import InputError, require
+from refilled_tf.errors import InputError, one_line, require
 from refilled_tf.models import keras_files
 from refilled_tf.models.networks import resized
 
@@ -156,7 +156,7 @@ class Graph:
             except Exception as error:  # onnxruntime raises classes of its C++ code.
                 raise InputError(
                     f"{self._what} cannot be run on images of {self.input_size}×{self.input_size} "
-                    f"pixels: {keras_files.one_line(error)}"
+                    f"pixels: {one_line(error)}"
                 ) from error
             answers.append(answer)
         answer = np.concatenate(answers).astype(np.float32)
@@ -279,6 +279,4 @@ def _session(what: str, file: str):
     try:
         return runtime.InferenceSession(str(Path(file).expanduser()), options, providers)
     except Exception as error:  # onnxruntime raises classes of its C++ code.
-        raise InputError(
-            f"{what}: onnxruntime cannot open it: {keras_files.one_line(error)}"
-        ) from error
+        raise InputError(f"{what}: onnxruntime cannot open it: {one_line(error)}") from error

@@ -10,6 +10,7 @@ from refilled_tf.data.batches import (
     Views,
     augmentation,
     epoch_order,
+    random_flip,
     scoring_batches,
     training_batches,
 )
@@ -202,6 +203,16 @@ def test_offsets_are_uniform():
         for row, image in enumerate(step)
     ]
     np.testing.assert_allclose(np.bincount(tops), 300, atol=57)
+
+
+def test_flip_is_what_could_take_its_place():
+    random = np.random.default_rng(0)
+    images = tf.constant(random.uniform(0, 255, (64, 3, 5, 3)), tf.float32)
+    numbers = tf.constant(
+        np.r_[0, 0.5, np.nextafter(np.float32(0.5), np.float32(1)), random.random(61)], tf.float32
+    )
+    expected = tf.where(numbers[:, None, None, None] > 0.5, images[:, :, ::-1], images)
+    np.testing.assert_array_equal(random_flip()(images, numbers), expected)
 
 
 def test_augmentation_depends_on_seed_and_step():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -107,7 +109,7 @@ def test_imagenet_weights_are_kerass_download(monkeypatch, tmp_path):
         asked.append(name)
         return str(tmp_path / "published.weights.h5")
 
-    monkeypatch.setattr("keras.src.utils.data_utils.get_file", get_file)
+    monkeypatch.setattr(sys.modules[tf.keras.utils.get_file.__module__], "get_file", get_file)
     network = FromWeights(MobileNetV2(0.35), "imagenet").build(96)
     _same(network.get_weights(), published.get_weights())
     assert asked == ["mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_96_no_top.h5"]
@@ -118,7 +120,7 @@ def test_a_failed_download_says_what_to_do_instead(monkeypatch):
         raise Exception("URL fetch failure")
 
     # As Keras raises where there is no way out.
-    monkeypatch.setattr("keras.src.utils.data_utils.get_file", fail)
+    monkeypatch.setattr(sys.modules[tf.keras.utils.get_file.__module__], "get_file", fail)
     with pytest.raises(InputError, match=r"cannot be had \(URL fetch.*--student_weights") as error:
         FromWeights(MobileNetV2(0.35), "imagenet").build(96)
     assert "\n" not in str(error.value)
