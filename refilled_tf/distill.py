@@ -84,6 +84,7 @@ def main(argv: list[str]) -> None:
         command=command,
         rows=results["rows"],
         exported=model.stage.name,
+        student=students.described(model.stage.backbone),
         data=model.data,
         network=model.network,
         size=model.stage.task.data.image_size,

@@ -31,6 +31,7 @@ class Report:
         command: that did all this.
         rows: of results.json.
         exported: the name of the stage that was exported.
+        student: its network in words.
         network: its network, images [B, S, S, 3] in [0, 255] to {"logits" [B, C], …}.
         size: S.
         data: its images and classes.
@@ -49,6 +50,7 @@ class Report:
     command: str
     rows: Sequence[dict[str, Any]]
     exported: str
+    student: str
     network: tf.keras.Model
     size: int
     data: TaskData

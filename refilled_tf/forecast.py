@@ -83,10 +83,12 @@ def _seen(steps: int | None, batch_size: int, epochs: int, images: int) -> int:
 def _kind(settings: dict) -> tuple:
     """Returns what a step costs by: network, objective, pixels, batch; not the seed, say."""
     options = ("Stage.backbone", "Stage.objective", "Data.", "Recipe.batch_size")
-    network = f"{settings['Stage.backbone']}."
+    # A network that starts from somebody's weights is one within another.
+    networks = (settings["Stage.backbone"], settings.get("FromWeights.network"))
     kind = {
         name: str(value)
         for name, value in sorted(settings.items())
-        if name.startswith((*options, network)) and "split" not in name
+        if name.startswith((*options, *(f"{network}." for network in networks)))
+        and "split" not in name
     }
     return (*kind.items(), settings["TeacherCache.views"] > 0)

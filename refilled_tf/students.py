@@ -6,6 +6,7 @@ from refilled_tf.errors import require
 from refilled_tf.models.efficientnet_lite import EfficientNetLite0
 from refilled_tf.models.from_weights import FromWeights
 from refilled_tf.models.mobilenet import MobileNet, MobileNetV2, MobileNetV3Small
+from refilled_tf.models.networks import Backbone
 
 NETWORKS = {
     kind.__name__: kind for kind in (MobileNet, MobileNetV2, MobileNetV3Small, EfficientNetLite0)
@@ -38,6 +39,14 @@ def parse(name: str, width: float, weights: str | None = None) -> Student:
 def width_option(name: str) -> str:
     """Returns the width multiplier's name in gin."""
     return f"student/{name}.width"
+
+
+def described(backbone: Backbone) -> str:
+    """Returns such as "MobileNetV2 of width 0.35", of any network."""
+    if isinstance(backbone, FromWeights):
+        return f"{described(backbone.network)}, pretrained,"
+    width = getattr(backbone, "width", None)
+    return type(backbone).__name__ + ("" if width is None else f" of width {width}")
 
 
 def gin_lines(student: Student) -> list[str]:

@@ -198,6 +198,7 @@ def test_row_that_is_an_embedding_has_no_accuracy_to_show(done):
         command="",
         rows=[embedding, _results(output)[-1]],
         exported=model.stage.name,
+        student="TinyNetwork",
         data=model.data,
         network=model.network,
         size=model.stage.task.data.image_size,
@@ -346,7 +347,8 @@ def test_student_from_weights_under_an_onnx_teacher(given, tmp_path):
     assert rows[2:] == ["Pretrained, fine-tuned", "Pretrained, distilled"]
     assert {row["width"] for row in _results(tmp_path / "output")[2:]} == {0.25}
     assert (tmp_path / "output/tflite/refilled_int8.tflite").exists()
-    assert (tmp_path / "output/report.html").exists()
+    page = (tmp_path / "output/report.html").read_text(encoding="utf-8")
+    assert "a\nMobileNetV2 of width 0.25, pretrained, that sees 32×32 pixels" in page
 
 
 def test_bad_size(given):

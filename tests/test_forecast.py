@@ -10,6 +10,7 @@ import tiny
 from refilled_tf import storage, training
 from refilled_tf.forecast import Forecast
 from refilled_tf.learners.cross_entropy import CrossEntropy
+from refilled_tf.models.from_weights import FromWeights
 from refilled_tf.stage import TeacherCache
 
 STUDENT = tiny.second(name="student", objective=CrossEntropy(), start=None)
@@ -55,6 +56,23 @@ def test_a_cached_teacher_is_another_kind_than_one_that_is_run(tmp_path, views, 
     storage.write_json(run.folder(finished) / "result.json", {"epochs": 2, "seconds": 80.0})
     minutes = Forecast(run).minutes(tiny.first(teacher_cache=TeacherCache(views)))
     assert (minutes is not None) == known
+
+
+def test_width_of_a_network_from_weights_counts(tmp_path):
+    run = dataclasses.replace(tiny.run_in(tmp_path), pooled=True)
+
+    (tmp_path / "weights").touch()
+
+    def student(filters):
+        backbone = FromWeights(tiny.TinyNetwork(filters), str(tmp_path / "weights"))
+        return dataclasses.replace(STUDENT, backbone=backbone)
+
+    facts = {"settings": student(4).settings(), "training_images": IMAGES}
+    storage.write_json(run.folder(student(4)) / "stage.json", facts)
+    storage.write_json(run.folder(student(4)) / "result.json", {"epochs": 2, "seconds": 80.0})
+    forecast = Forecast(run)
+    assert forecast.minutes(student(4)) is not None
+    assert forecast.minutes(student(8)) is None
 
 
 def test_measured_minutes_stand_in_for_what_is_unknown(tmp_path, forecast):

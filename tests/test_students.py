@@ -54,3 +54,10 @@ def test_others_are_refused(what, message):
 def test_the_width_of_trials_is_that_networks():
     lines = students.gin_lines(students.parse("MobileNetV2", 0.35))
     assert f"{students.width_option('MobileNetV2')} = 0.35" in lines
+
+
+def test_networks_are_described_by_width():
+    assert students.described(students.parse("MobileNetV2", 0.35)) == "MobileNetV2 of width 0.35"
+    pretrained = students.parse("MobileNet", 0.25, "imagenet")
+    assert students.described(pretrained) == "MobileNet of width 0.25, pretrained,"
+    assert students.described(tiny.TinyNetwork()) == "TinyNetwork"
