@@ -29,8 +29,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def check(saved_model: Path, trained: Trained) -> float:
     """Compares every signature's answers to real test images with the network's own.
 
-    The SavedModel is loaded in a fresh process, both as `tf.saved_model.load` and as a session
-    loads it.
+    The SavedModel is loaded in a fresh process, both by `tf.saved_model.load` and by TensorFlow's C
+    library, with which TensorFlow Serving restores it.
 
     Args:
         saved_model: folder of the export.

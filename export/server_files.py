@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Collection
+from importlib import metadata
 from pathlib import Path
 
 from google.protobuf import text_format
@@ -26,7 +27,8 @@ from refilled_tf.errors import InputError
 
 FOLDER = "server"
 MODELS = "models.config"
-IMAGE = "tensorflow/serving:2.15.1"
+# Released with this package, and of TensorFlow's version.
+IMAGE = f"tensorflow/serving:{metadata.version('tensorflow-serving-api')}"
 MOUNT = f"/models/{MODEL_NAME}"  # where the server finds BASE
 FLAGS = (
     f"--model_config_file={MOUNT}/{FOLDER}/{MODELS}",

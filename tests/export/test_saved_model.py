@@ -432,11 +432,24 @@ def _without_variables(monkeypatch):
     )
 
 
+def _without_a_way_to_restore(monkeypatch):
+    """Which `tf.saved_model.load` has no need of."""
+
+    def spoil(folder, data):
+        path = folder / "saved_model.pb"
+        saved = SavedModel.FromString(path.read_bytes())
+        saved.meta_graphs[0].ClearField("saver_def")
+        path.write_bytes(saved.SerializeToString())
+
+    monkeypatch.setattr(requests, "write_warmup", spoil)
+
+
 @pytest.mark.parametrize(
     ("sabotage", "message"),
     [
         (_upside_down, "signature 'serving_default' differs from the network"),
         (_without_variables, "a fresh process cannot run the export"),
+        (_without_a_way_to_restore, "a fresh process cannot run the export: RuntimeError"),
     ],
 )
 def test_wrong_export_fails_and_leaves_nothing(sabotage, message, model, tmp_path, monkeypatch):
