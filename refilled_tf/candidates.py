@@ -16,10 +16,12 @@ import numpy as np
 
 from refilled_tf import config, experiment, predictions, storage, training
 from refilled_tf.data.task import Task, read_index, select
+from refilled_tf.errors import DivergedError
 from refilled_tf.launch import launch, prepare
 
 HOLDOUT = 0.2
 REFERENCE = "student_kx"  # the student alone, as long
+REFIT = "_refit"  # how the stage is named that fits another one's last layer anew
 HEAD = "teacher_head"  # the teacher with a linear classifier
 ALONE = (REFERENCE, "lkd_alone", "probe")
 WITH_POOL = ("lkd_pool", "probe_pool")
@@ -35,7 +37,7 @@ EPOCHS = 20
 def names(has_pool: bool) -> list[str]:
     """Returns the stages that compete, each before the one that refits its last layer."""
     trained = (*ALONE, *(WITH_POOL if has_pool else ()))
-    return [name for each in trained for name in (each, f"{each}_refit")]
+    return [name for each in trained for name in (each, each + REFIT)]
 
 
 def planned_steps(
@@ -97,14 +99,34 @@ def run(
         command: that does this.
 
     Returns:
-        Of each its "stage", "method", "accuracy" on "images" held-out images, and what it is
+        Of each whose loss stayed finite its "stage", "method", "accuracy" on "images" held-out images, and what it is
         "above" the student alone, with the standard "error" of that; best first, of equals the one
         first among `names`, as it is the simpler one. FOLDER/candidates.json holds the same.
+
+    Raises:
+        InputError: as `launch` says, or the student alone has diverged.
     """
     gin_file = folder.with_name(f"{folder.name}.gin")
     storage.write_text(gin_file, text)
-    params = [_rows(names(has_pool)), f"student.holdout = {HOLDOUT}"]
-    _, _, results = launch([str(gin_file)], params, folder, data_dir, command)
+
+    def train(rows: Sequence[str]) -> dict[str, Any]:
+        params = [_rows(rows), f"student.holdout = {HOLDOUT}"]
+        _, _, results = launch([str(gin_file)], params, folder, data_dir, command)
+        return results
+
+    trained = []
+    for name in names(has_pool):
+        if name.endswith(REFIT) and name.removesuffix(REFIT) not in trained:
+            continue
+        try:
+            train([name])
+            trained.append(name)
+        except DivergedError as error:
+            if name == REFERENCE:
+                raise
+            print(f"{name} is out: {error}")
+    # All are finished now; the folder is left as that of one experiment, to export any from.
+    results = train(trained)
     stages, found = folder / "stages", []
     for row in results["rows"]:
         compared = predictions.difference([stages / row["stage"]], [stages / REFERENCE])

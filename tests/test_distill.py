@@ -335,17 +335,20 @@ def test_student_from_weights_under_an_onnx_teacher(given, tmp_path):
         f"--student_weights={tmp_path}/student.keras",
         "--image_size=32",
         f"--output={tmp_path}/output",
-        "--gin_param=Recipe.epochs = 1",
+        "--gin_param=Recipe.steps = 20",
     )
     run = commands.run("refilled_tf.distill", *flags)
     assert run.returncode == 1
     assert "give OnnxFile.preprocessing (--teacher_preprocessing)" in run.stderr
     assert not (tmp_path / "output").exists()
-    run = commands.run("refilled_tf.distill", *flags, "--teacher_preprocessing=none")
+    run = commands.run("refilled_tf.distill", *flags, "--teacher_preprocessing=none", timeout=1200)
     assert run.returncode == 0, run.stderr
-    rows = [row["method"] for row in _results(tmp_path / "output")]
-    assert rows[2:] == ["Pretrained, fine-tuned", "Pretrained, distilled"]
-    assert {row["width"] for row in _results(tmp_path / "output")[2:]} == {0.25}
+    methods = {row["method"] for row in _candidates(tmp_path / "output")}
+    assert {"Pretrained, fine-tuned", "Pretrained, distilled"} <= methods
+    rows = _results(tmp_path / "output")
+    # onnxruntime's network is not Keras's, to put a head on it and export it.
+    assert [row["stage"] for row in rows[:3]] == ["teacher_1nn", "teacher_lr", "student_kx"]
+    assert {row["width"] for row in rows[2:]} == {0.25}
     assert (tmp_path / "output/tflite/refilled_int8.tflite").exists()
     page = (tmp_path / "output/report.html").read_text(encoding="utf-8")
     assert "a\nMobileNetV2 of width 0.25, pretrained, that sees 32×32 pixels" in page
