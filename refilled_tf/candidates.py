@@ -99,9 +99,10 @@ def run(
         command: that does this.
 
     Returns:
-        Of each whose loss stayed finite its "stage", "method", "accuracy" on "images" held-out images, and what it is
-        "above" the student alone, with the standard "error" of that; best first, of equals the one
-        first among `names`, as it is the simpler one. FOLDER/candidates.json holds the same.
+        Of each whose loss stayed finite its "stage", "method", "accuracy" on "images" held-out
+        images, and what it is "above" the student alone, with the standard "error" of that; best
+        first, of equals the one first among `names`, as it is the simpler one.
+        FOLDER/candidates.json holds the same.
 
     Raises:
         InputError: as `launch` says, or the student alone has diverged.
