@@ -54,7 +54,7 @@ def measure(folder: Path) -> dict[str, float]:
     examples = unlabelled.load(task).examples
     loaded = time.monotonic()
     rows = np.random.default_rng(0).permutation(len(examples.labels))
-    order = rows[: BATCH * BATCHES].reshape(BATCHES, BATCH).astype(np.int32)
+    order = np.resize(rows, (BATCHES, BATCH)).astype(np.int32)
     for _ in batches.training_batches(examples, data, order, seed=0):
         pass
     read = time.monotonic()
