@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import grpc
 from absl import logging
 
@@ -13,7 +15,8 @@ HTTP_STATUS = {
     Code.INVALID_ARGUMENT: 400,
     Code.DEADLINE_EXCEEDED: 504,
     Code.NOT_FOUND: 404,
-    Code.RESOURCE_EXHAUSTED: 429,
+    # Here alone it differs: 429 would say that one caller asks too often. The server is full.
+    Code.RESOURCE_EXHAUSTED: 503,
     Code.FAILED_PRECONDITION: 400,
     Code.ABORTED: 409,
     Code.OUT_OF_RANGE: 400,
@@ -54,5 +57,7 @@ def told(error: Exception) -> RequestError:
         return error
     if isinstance(error, UnicodeEncodeError):  # JSON can spell half a character, "\ud800"
         return RequestError(Code.INVALID_ARGUMENT, f"a string is no Unicode: {error.reason}")
+    if isinstance(error, asyncio.TimeoutError):
+        return RequestError(Code.DEADLINE_EXCEEDED, "the request took too long")
     logging.error("A request failed unexpectedly.", exc_info=error)
     return RequestError(Code.INTERNAL, "internal error; the server's log says more")
