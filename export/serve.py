@@ -12,6 +12,7 @@ import logging as python_logging
 import resource
 import signal
 import socket
+import sys
 from pathlib import Path
 
 from absl import flags
@@ -51,8 +52,9 @@ flags.DEFINE_string(
 )
 flags.DEFINE_float("grace_seconds", 30.0, "How long requests may go on after SIGTERM.", 0.0)
 
-# Of the files that the process may open, so many are left for what are no connections.
-OTHER_FILES = 64
+SWITCH_SECONDS = 0.0005
+BACKLOG = 64  # connections that may wait to be accepted, which asyncio then does at once
+OTHER_FILES = 64 + BACKLOG  # that the process has open beside its connections
 
 
 def main(argv: list[str]) -> None:
@@ -60,6 +62,8 @@ def main(argv: list[str]) -> None:
     require(len(argv) == 1, f"unexpected argument {argv[1:]}; every option is a --flag")
     for handler in python_logging.getLogger().handlers:
         handler.addFilter(OncePerMinute())
+    # Threads that read requests must not keep the loop from seeing who has hung up.
+    sys.setswitchinterval(SWITCH_SECONDS)
     asyncio.run(_serve())
 
 
@@ -101,6 +105,7 @@ async def _serve() -> None:
     rest_listener = await loop.create_server(
         lambda: rest_server() if len(rest_server.connections) < connections else rest.Full(),
         sock=rest_socket,
+        backlog=BACKLOG,
     )
     await grpc_server.start()
     host = _bracketed(FLAGS.host)

@@ -21,6 +21,7 @@ from collections.abc import Collection
 from importlib import metadata
 from pathlib import Path
 
+import filelock
 from google.protobuf import (
     descriptor_pb2,
     descriptor_pool,
@@ -292,6 +293,23 @@ def label(models: ModelServerConfig, older: Collection[int], version: int) -> Mo
     ours.version_labels.update(labels)
     ours.model_version_policy.specific.versions[:] = sorted(set(labels.values()))
     return labelled
+
+
+def add(base: Path, versions: Collection[int], version: int) -> None:
+    """Labels a version that is new in BASE, whatever else has been done to models.config meanwhile.
+
+    Args:
+        base: the folder of the versions.
+        versions: those that are there.
+        version: the new one.
+
+    Raises:
+        InputError: models.config cannot be read.
+    """
+    (base / FOLDER).mkdir(parents=True, exist_ok=True)
+    # Two exports may end at the same time.
+    with filelock.FileLock(base / FOLDER / f".{MODELS}.lock"):
+        write(base, label(read_models(base), versions, version))
 
 
 def write(base: Path, models: ModelServerConfig) -> None:

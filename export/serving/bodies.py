@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gzip
-import io
+import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 from aiohttp import web
 
 from export.serving.errors import Code, RequestError, require_valid
+
+# Not asyncio.wait_for: before Python 3.12 it forgets that a caller has hung up where that happens
+# just as the result comes.
+if sys.version_info >= (3, 11):
+    from asyncio import timeout
+else:
+    from async_timeout import timeout
+
+UNPACKING = 2  # bodies at a time
 
 
 class Memory:
@@ -43,8 +51,19 @@ class Memory:
             self._taken -= mine
 
 
-class TooLargeError(Exception):
-    """A body is larger than it may be."""
+@contextlib.asynccontextmanager
+async def arriving_within(seconds: float) -> AsyncIterator[None]:
+    """Ends the wait for a body.
+
+    Raises:
+        RequestError: it has not arrived in time.
+    """
+    try:
+        async with timeout(seconds):
+            yield
+    except asyncio.TimeoutError as error:
+        message = f"the request has not arrived within {seconds:g} seconds"
+        raise RequestError(Code.DEADLINE_EXCEEDED, message, 408) from error
 
 
 async def read(request: web.BaseRequest, limit: int, take: Callable[[int], None]) -> bytes:
@@ -56,9 +75,8 @@ async def read(request: web.BaseRequest, limit: int, take: Callable[[int], None]
         take: is told of every byte that is kept; of `Memory.share`.
 
     Raises:
-        TooLargeError: the body passes the limit; no more than that much of it is read or unpacked.
-        RequestError: it is no gzip though it says so, is packed by anything else, or `take` says
-            so.
+        RequestError: the body passes the limit, of which no more than that much is read or
+            unpacked, is no gzip though it says so, is packed by anything else, or ends wrongly.
     """
     packing = request.headers.get("Content-Encoding", "identity").lower()
     require_valid(
@@ -66,26 +84,42 @@ async def read(request: web.BaseRequest, limit: int, take: Callable[[int], None]
         f"Content-Encoding {packing:.50} is not understood; gzip is",
     )
     if (request.content_length or 0) > limit:
-        raise TooLargeError
+        raise _too_large(limit)
     body = bytearray()
-    async for chunk in request.content.iter_any():
-        if len(body) + len(chunk) > limit:
-            raise TooLargeError
-        take(len(chunk))
-        body += chunk
+    try:
+        async for chunk in request.content.iter_any():
+            if len(body) + len(chunk) > limit:
+                raise _too_large(limit)
+            take(len(chunk))
+            body += chunk
+    except web.RequestPayloadError as error:
+        raise RequestError(Code.INVALID_ARGUMENT, f"the body ends wrongly: {error}") from error
     if packing == "identity":
         return bytes(body)
-    unpacked = await asyncio.to_thread(_unpacked, bytes(body), limit)
+    # In a thread, and few at a time: each takes its limit of memory before it is found too large.
+    async with _unpacking:
+        unpacked = await asyncio.to_thread(_unpacked, bytes(body), limit)
     take(len(unpacked))
     return unpacked
 
 
+def _too_large(limit: int) -> RequestError:
+    message = f"the request is larger than --max_request_bytes={limit}"
+    return RequestError(Code.INVALID_ARGUMENT, message, 413)
+
+
+_unpacking = asyncio.Semaphore(UNPACKING)
+
+
 def _unpacked(body: bytes, limit: int) -> bytes:
+    """Unpacks gzip, no further than the limit."""
+    packed = zlib.decompressobj(zlib.MAX_WBITS | 16)
     try:
-        with gzip.GzipFile(fileobj=io.BytesIO(body)) as file:
-            unpacked = file.read(limit + 1)
-    except (OSError, EOFError, zlib.error) as error:
+        unpacked = packed.decompress(body, limit + 1)
+    except zlib.error as error:
         raise RequestError(Code.INVALID_ARGUMENT, f"the body is no gzip: {error}") from error
     if len(unpacked) > limit:
-        raise TooLargeError
+        raise _too_large(limit)
+    # A second member would be in order, but a megabyte of them could take minutes.
+    require_valid(packed.eof and not packed.unused_data, "the body is no whole gzip, or more")
     return unpacked

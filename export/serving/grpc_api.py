@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -21,7 +20,7 @@ from tensorflow_serving.apis import (
 )
 
 from export.serving import metrics
-from export.serving.bodies import Memory
+from export.serving.bodies import Memory, arriving_within
 from export.serving.errors import Code, RequestError, told
 from export.serving.manager import Manager
 from export.serving.model import Model
@@ -80,7 +79,8 @@ class Services:
             model, failure = "", None
             with self._memory.share() as take:
                 try:
-                    message = await asyncio.wait_for(anext(messages, b""), self._seconds)
+                    async with arriving_within(self._seconds):
+                        message = await anext(messages, b"")
                     take(len(message))
                     request = _parsed(kind, message)
                     if hasattr(request, "model_spec"):

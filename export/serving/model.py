@@ -350,6 +350,10 @@ def _described(tensor: TensorProto | TensorInfo) -> str:
 
 def _to_array(proto: TensorProto, key: str) -> np.ndarray:
     try:
+        if proto.dtype == tf.string.as_datatype_enum:
+            # make_ndarray would fill up with the last one, or with what is no bytes.
+            sizes = [dim.size for dim in proto.tensor_shape.dim]
+            return np.array(list(proto.string_val), object).reshape(sizes)
         return tf.make_ndarray(proto)
     except (TypeError, ValueError) as error:
         raise RequestError(

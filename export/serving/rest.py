@@ -15,7 +15,7 @@ from aiohttp import web
 from tensorflow_serving.apis.model_pb2 import ModelSpec
 
 from export.serving import bodies, json_api, metrics
-from export.serving.bodies import Memory, TooLargeError
+from export.serving.bodies import Memory, arriving_within, timeout
 from export.serving.errors import Code, RequestError, require_valid, told
 from export.serving.manager import Manager
 
@@ -67,6 +67,7 @@ class Rest:
             self._answer,
             handler_cancellation=True,  # who hangs up leaves the queue
             keepalive_timeout=self._settings.idle_seconds,
+            lingering_time=self._settings.body_seconds,  # for what is not read of a refused body
             auto_decompress=False,  # which would be on the loop, and in full
             access_log=None,
         )
@@ -84,12 +85,6 @@ class Rest:
                 response = await self._call(request, asked)
             else:
                 response = self._look_up(request, path)
-        except TooLargeError:
-            code = Code.INVALID_ARGUMENT
-            limit = f"--max_request_bytes={self._settings.max_bytes}"
-            response = _reply({"error": f"the request is larger than {limit}"}, 413)
-        except ConnectionError:  # no one is there to be told
-            raise
         except Exception as error:
             failure = told(error)
             code = failure.code
@@ -109,11 +104,10 @@ class Rest:
     async def _call(self, request: web.BaseRequest, asked: re.Match) -> web.Response:
         read, spec = METHODS[asked["method"].lower()], _spec(asked)
         with self._memory.share() as take:
-            body = await asyncio.wait_for(
-                bodies.read(request, self._settings.max_bytes, take), self._settings.body_seconds
-            )
-            answer = self._manager.run(spec, lambda model: read(model, body))
-            content = await asyncio.wait_for(answer, self._settings.seconds)
+            async with arriving_within(self._settings.body_seconds):
+                body = await bodies.read(request, self._settings.max_bytes, take)
+            async with timeout(self._settings.seconds):
+                content = await self._manager.run(spec, lambda model: read(model, body))
         return web.Response(body=content, content_type="application/json")
 
     def _look_up(self, request: web.BaseRequest, path: str) -> web.Response:
