@@ -80,6 +80,7 @@ async def _serve() -> None:
         body_seconds=FLAGS.body_seconds,
         seconds=FLAGS.rest_api_timeout_in_ms / 1e3,
         idle_seconds=FLAGS.idle_seconds,
+        max_connections=connections,
         cors=FLAGS.rest_api_enable_cors_support,
     )
     rest_server = rest.Rest(manager, memory, settings).server()
@@ -102,11 +103,7 @@ async def _serve() -> None:
         bool(manager.available()), f"no version in --export_dir={FLAGS.export_dir} can be loaded"
     )
     watching = asyncio.create_task(manager.watch(FLAGS.poll_seconds))
-    rest_listener = await loop.create_server(
-        lambda: rest_server() if len(rest_server.connections) < connections else rest.Full(),
-        sock=rest_socket,
-        backlog=BACKLOG,
-    )
+    rest_listener = await loop.create_server(rest_server, sock=rest_socket, backlog=BACKLOG)
     await grpc_server.start()
     host = _bracketed(FLAGS.host)
     print(

@@ -66,17 +66,21 @@ async def arriving_within(seconds: float) -> AsyncIterator[None]:
         raise RequestError(Code.DEADLINE_EXCEEDED, message, 408) from error
 
 
-async def read(request: web.BaseRequest, limit: int, take: Callable[[int], None]) -> bytes:
+async def read(
+    request: web.BaseRequest, limit: int, seconds: float, take: Callable[[int], None]
+) -> bytes:
     """Reads a body, and unpacks it if it is gzip.
 
     Args:
         request: whose body it is.
         limit: in bytes, for the body as it comes and for what it holds.
+        seconds: how long it may take to arrive.
         take: is told of every byte that is kept; of `Memory.share`.
 
     Raises:
         RequestError: the body passes the limit, of which no more than that much is read or
-            unpacked, is no gzip though it says so, is packed by anything else, or ends wrongly.
+            unpacked, does not arrive in time or ends wrongly, is no gzip though it says so, or is
+            packed by anything else.
     """
     packing = request.headers.get("Content-Encoding", "identity").lower()
     require_valid(
@@ -87,11 +91,12 @@ async def read(request: web.BaseRequest, limit: int, take: Callable[[int], None]
         raise _too_large(limit)
     body = bytearray()
     try:
-        async for chunk in request.content.iter_any():
-            if len(body) + len(chunk) > limit:
-                raise _too_large(limit)
-            take(len(chunk))
-            body += chunk
+        async with arriving_within(seconds):
+            async for chunk in request.content.iter_any():
+                if len(body) + len(chunk) > limit:
+                    raise _too_large(limit)
+                take(len(chunk))
+                body += chunk
     except web.RequestPayloadError as error:
         raise RequestError(Code.INVALID_ARGUMENT, f"the body ends wrongly: {error}") from error
     if packing == "identity":

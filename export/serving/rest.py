@@ -15,7 +15,7 @@ from aiohttp import web
 from tensorflow_serving.apis.model_pb2 import ModelSpec
 
 from export.serving import bodies, json_api, metrics
-from export.serving.bodies import Memory, arriving_within, timeout
+from export.serving.bodies import Memory, timeout
 from export.serving.errors import Code, RequestError, require_valid, told
 from export.serving.manager import Manager
 
@@ -43,6 +43,7 @@ class Settings:
         body_seconds: how long a body may take to arrive.
         seconds: how long a request may wait for its answer once it is there.
         idle_seconds: how long a connection may take to send a head, the first or a further one.
+        max_connections: further ones are refused.
         cors: whether pages of other origins may ask.
     """
 
@@ -50,6 +51,7 @@ class Settings:
     body_seconds: float
     seconds: float
     idle_seconds: float
+    max_connections: int
     cors: bool
 
 
@@ -63,7 +65,8 @@ class Rest:
 
     def server(self) -> web.Server:
         """Returns a server without a port: a factory of protocols for asyncio."""
-        return web.Server(
+        return _Server(
+            self._settings.max_connections,
             self._answer,
             handler_cancellation=True,  # who hangs up leaves the queue
             keepalive_timeout=self._settings.idle_seconds,
@@ -104,8 +107,9 @@ class Rest:
     async def _call(self, request: web.BaseRequest, asked: re.Match) -> web.Response:
         read, spec = METHODS[asked["method"].lower()], _spec(asked)
         with self._memory.share() as take:
-            async with arriving_within(self._settings.body_seconds):
-                body = await bodies.read(request, self._settings.max_bytes, take)
+            body = await bodies.read(
+                request, self._settings.max_bytes, self._settings.body_seconds, take
+            )
             async with timeout(self._settings.seconds):
                 content = await self._manager.run(spec, lambda model: read(model, body))
         return web.Response(body=content, content_type="application/json")
@@ -123,15 +127,21 @@ class Rest:
         return _reply(json_api.of_message(self._manager.status(_spec(asked))))
 
 
-class Full(asyncio.Protocol):
-    """Refuses a connection when there are too many."""
+class _Server(web.Server):
+    """Refuses connections when there are too many."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
-        body = b'{"error": "the server is busy: it has too many connections"}'
-        head = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
-        head += f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-        transport.write(head.encode() + body)
-        transport.close()
+    def __init__(self, max_connections: int, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._max_connections = max_connections
+
+    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
+        super().connection_made(handler, transport)
+        if len(self.connections) > self._max_connections:
+            body = b'{"error": "the server is busy: it has too many connections"}'
+            head = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
+            head += f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+            transport.write(head.encode() + body)
+            transport.close()
 
 
 def _preflight(request: web.BaseRequest) -> web.Response:

@@ -23,7 +23,7 @@ def _read(content, packing=None, memory=None):
         headers = {"Content-Encoding": packing} if packing else {}
         request = make_mocked_request("POST", "/", headers=headers, payload=stream)
         with (memory or bodies.Memory(10 * LIMIT)).share() as take:
-            return await bodies.read(request, LIMIT, take)
+            return await bodies.read(request, LIMIT, 30, take)
 
     return asyncio.run(story())
 

@@ -20,13 +20,13 @@ from tensorflow_serving.apis.prediction_service_pb2_grpc import PredictionServic
 
 pytestmark = pytest.mark.slow
 
+CONNECTIONS = 12  # of the fixture `narrow`
 BODY = {"signature_name": "serving_bytes", "instances": [asking.PNG]}
 
 
 @pytest.fixture(scope="module")
 def server(base):
-    flags = ("--idle_seconds=2", "--body_seconds=1", "--max_connections=8")
-    with embedded.server(base, *flags) as running:
+    with embedded.server(base, "--idle_seconds=2", "--body_seconds=1") as running:
         yield running
 
 
@@ -104,10 +104,26 @@ def test_grpc_calls_without_a_message_end(server):
         assert caught.value.details() == "the request has not arrived within 1 seconds"
 
 
-def test_more_connections_than_may_be_are_refused_in_words(server):
-    held = [_connect(server) for _ in range(8)]
+@pytest.fixture(scope="module")
+def narrow(base, tmp_path_factory):
+    """A server with few connections that works on one request at a time and lets two wait."""
+    path = tmp_path_factory.mktemp("narrow") / "batching.config"
+    path.write_text(
+        "max_batch_size { value: 1 } num_batch_threads { value: 1 }\n"
+        "max_enqueued_batches { value: 2 }\n"
+    )
+    flags = (f"--batching_parameters_file={path}", f"--max_connections={CONNECTIONS}")
+    with embedded.server(base, *flags) as running:
+        yield running
+
+
+SLOW = images.black_png(2**13, 2**12)  # a second's work
+
+
+def test_more_connections_than_may_be_are_refused_in_words(narrow):
+    held = [_connect(narrow) for _ in range(CONNECTIONS)]
     try:
-        with _connect(server) as connection:
+        with _connect(narrow) as connection:
             answer = connection.recv(2**16)
         assert answer.startswith(b"HTTP/1.1 503 ")
         assert b"too many connections" in answer
@@ -115,22 +131,7 @@ def test_more_connections_than_may_be_are_refused_in_words(server):
         for connection in held:
             connection.close()
     time.sleep(0.5)
-    assert _post(server, json.dumps(BODY)).ok
-
-
-@pytest.fixture(scope="module")
-def narrow(base, tmp_path_factory):
-    """A server that works on one request at a time and lets two wait."""
-    path = tmp_path_factory.mktemp("narrow") / "batching.config"
-    path.write_text(
-        "max_batch_size { value: 1 } num_batch_threads { value: 1 }\n"
-        "max_enqueued_batches { value: 2 }\n"
-    )
-    with embedded.server(base, f"--batching_parameters_file={path}") as running:
-        yield running
-
-
-SLOW = images.black_png(2**13, 2**12)  # a second's work
+    assert _post(narrow, json.dumps(BODY)).ok
 
 
 def test_full_queue_refuses_at_once_over_both(narrow):
