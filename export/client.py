@@ -63,9 +63,11 @@ def main(argv: list[str]) -> None:
     paths = argv[1:]
     require(bool(paths), "no image is given: python -m export.client [--flags] IMAGE…")
     require(FLAGS.version is None or FLAGS.label is None, "give --version or --label, not both")
-    inputs = {"image_bytes": [_read(path) for path in paths]}
+    images = [_read(path) for path in paths]
+    # Together they might hold more pixels than a server takes; a task cannot be split.
+    tasks = [{"image_bytes": [image]} for image in images]
     if FLAGS.support:
-        inputs = support(FLAGS.support) | {"query_bytes": inputs["image_bytes"]}
+        tasks = [support(FLAGS.support) | {"query_bytes": images}]
     scheme, _, target = FLAGS.address.rpartition("://")
     require(
         scheme in {"http", "https", "grpc", ""},
@@ -76,10 +78,11 @@ def main(argv: list[str]) -> None:
     if FLAGS.version is not None:
         spec.version.value = FLAGS.version
     if scheme.startswith("http"):
-        answer = over_rest(FLAGS.address, spec, inputs)
+        answers = [over_rest(FLAGS.address, spec, inputs) for inputs in tasks]
     else:
-        answer = over_grpc(target, spec, inputs)
-    for path, names, scores in zip(paths, *answer, strict=True):
+        answers = [over_grpc(target, spec, inputs) for inputs in tasks]
+    rows = [row for answer in answers for row in zip(*answer, strict=True)]
+    for path, (names, scores) in zip(paths, rows, strict=True):
         print(path)
         for name, score in zip(names, scores, strict=True):
             print(f"  {100 * score:6.2f} %  {name}")
@@ -115,7 +118,7 @@ def support(options: Sequence[str]) -> Inputs:
 
 
 def over_rest(address: str, spec: ModelSpec, inputs: Inputs) -> Classes:
-    """Asks over REST, for all images at once.
+    """Asks over REST.
 
     Args:
         address: http://HOST:PORT.
@@ -150,7 +153,7 @@ def over_rest(address: str, spec: ModelSpec, inputs: Inputs) -> Classes:
 
 
 def over_grpc(address: str, spec: ModelSpec, inputs: Inputs) -> Classes:
-    """Asks over gRPC, for all images at once.
+    """Asks over gRPC.
 
     Args:
         address: HOST:PORT.

@@ -8,51 +8,93 @@ SIGTERM and SIGINT let running requests finish.
 from __future__ import annotations
 
 import asyncio
-import os
+import logging as python_logging
+import resource
 import signal
 import socket
+import sys
 from pathlib import Path
 
 from absl import flags
-from aiohttp import web
 
-from export import MODEL_NAME
+from export import MODEL_NAME, server_files
 from export.serving import grpc_api, rest
+from export.serving.bodies import Memory
+from export.serving.logs import OncePerMinute
 from export.serving.manager import Manager
+from export.serving.model import Limits
 from refilled_tf.entry import run_main
 from refilled_tf.errors import InputError, require
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("export_dir", None, "The folder of the versions.", required=True)
-flags.DEFINE_string("host", "localhost", "Where to listen; 0.0.0.0 for other machines too.")
+flags.DEFINE_string(
+    "host", "localhost", "Where to listen; 0.0.0.0, or :: for IPv6, for other machines too."
+)
 flags.DEFINE_integer("port", 8501, "For REST; 0 for any.", 0, 65535)
 flags.DEFINE_integer("grpc_port", 8500, "For gRPC; 0 for any.", 0, 65535)
 flags.DEFINE_string("model_name", MODEL_NAME, "In addresses: /v1/models/NAME.")
 flags.DEFINE_float("poll_seconds", 1.0, "How often to look for new versions.", 0.01)
 flags.DEFINE_integer("max_request_bytes", 2**25, "The largest request.", 1)
 flags.DEFINE_integer("max_batch_size", 128, "The most images in a request.", 1)
+flags.DEFINE_integer(
+    "max_request_pixels", 2**25, "The most pixels of all images in a request: 128 of 512 × 512.", 1
+)
+flags.DEFINE_integer("max_memory_bytes", 2**28, "The most bytes of all requests at a time.", 1)
+flags.DEFINE_integer("max_connections", 512, "The most for REST, and the most for gRPC.", 1)
+flags.DEFINE_float("idle_seconds", 60.0, "How long a connection may be without a request.", 0.1)
+flags.DEFINE_float("body_seconds", 30.0, "How long a request's content may take to arrive.", 0.1)
+flags.DEFINE_integer("rest_api_timeout_in_ms", 30_000, "How long an answer over REST may take.", 1)
+flags.DEFINE_bool("rest_api_enable_cors_support", False, "Whether pages of others may ask.")
+flags.DEFINE_bool("enable_batching", True, "Whether requests that arrive together are joined.")
+flags.DEFINE_string(
+    "batching_parameters_file", None, "How; EXPORT_DIR/server/batching.config if unset."
+)
 flags.DEFINE_float("grace_seconds", 30.0, "How long requests may go on after SIGTERM.", 0.0)
+
+SWITCH_SECONDS = 0.0005
+BACKLOG = 64  # connections that may wait to be accepted, which asyncio then does at once
+OTHER_FILES = 64 + BACKLOG  # that the process has open beside its connections
 
 
 def main(argv: list[str]) -> None:
     """Serves until a signal comes."""
     require(len(argv) == 1, f"unexpected argument {argv[1:]}; every option is a --flag")
+    for handler in python_logging.getLogger().handlers:
+        handler.addFilter(OncePerMinute())
+    # Threads that read requests must not keep the loop from seeing who has hung up.
+    sys.setswitchinterval(SWITCH_SECONDS)
     asyncio.run(_serve())
 
 
 async def _serve() -> None:
-    stop = asyncio.Event()
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    manager = Manager(
-        Path(FLAGS.export_dir), FLAGS.model_name, FLAGS.max_batch_size, os.cpu_count() or 1
+        loop.add_signal_handler(number, stop.set)
+    limits = Limits(FLAGS.max_batch_size, FLAGS.max_request_pixels)
+    manager = Manager(Path(FLAGS.export_dir), FLAGS.model_name, limits, _batching())
+    memory = Memory(FLAGS.max_memory_bytes)
+    connections = _connections()
+    settings = rest.Settings(
+        max_bytes=FLAGS.max_request_bytes,
+        body_seconds=FLAGS.body_seconds,
+        seconds=FLAGS.rest_api_timeout_in_ms / 1e3,
+        idle_seconds=FLAGS.idle_seconds,
+        max_connections=connections,
+        cors=FLAGS.rest_api_enable_cors_support,
     )
+    rest_server = rest.Rest(manager, memory, settings).server()
     rest_socket = _listening(FLAGS.host, FLAGS.port)
-    address, rest_port = rest_socket.getsockname()
-    grpc_server = grpc_api.server(manager, FLAGS.max_request_bytes)
+    address, rest_port = rest_socket.getsockname()[:2]
+    grpc_server = grpc_api.server(
+        grpc_api.Services(manager, memory, FLAGS.body_seconds),
+        FLAGS.max_request_bytes,
+        connections,
+        FLAGS.idle_seconds,
+    )
     try:
         # The number, since a name may have several, of which gRPC is content with any free one.
-        grpc_port = grpc_server.add_insecure_port(f"{address}:{FLAGS.grpc_port}")
+        grpc_port = grpc_server.add_insecure_port(f"{_bracketed(address)}:{FLAGS.grpc_port}")
     except RuntimeError as error:
         raise InputError(f"--grpc_port={FLAGS.grpc_port} cannot be listened on") from error
 
@@ -61,28 +103,55 @@ async def _serve() -> None:
         bool(manager.available()), f"no version in --export_dir={FLAGS.export_dir} can be loaded"
     )
     watching = asyncio.create_task(manager.watch(FLAGS.poll_seconds))
-    runner = web.AppRunner(
-        rest.application(manager, FLAGS.max_request_bytes),
-        access_log=None,
-        shutdown_timeout=FLAGS.grace_seconds,
-    )
-    await runner.setup()
-    await web.SockSite(runner, rest_socket).start()
+    rest_listener = await loop.create_server(rest_server, sock=rest_socket, backlog=BACKLOG)
     await grpc_server.start()
+    host = _bracketed(FLAGS.host)
     print(
-        f"Serving {FLAGS.model_name} at http://{FLAGS.host}:{rest_port} and "
-        f"grpc://{FLAGS.host}:{grpc_port}",
+        f"Serving {FLAGS.model_name} at http://{host}:{rest_port} and grpc://{host}:{grpc_port}",
         flush=True,
     )
     await stop.wait()
     watching.cancel()
-    await asyncio.gather(grpc_server.stop(FLAGS.grace_seconds), runner.cleanup())
+    rest_listener.close()
+    rest_server.pre_shutdown()
+    await asyncio.gather(
+        grpc_server.stop(FLAGS.grace_seconds), rest_server.shutdown(FLAGS.grace_seconds)
+    )
     await manager.close()
+
+
+def _batching() -> server_files.Batching:
+    given = FLAGS.batching_parameters_file
+    path = Path(given or Path(FLAGS.export_dir) / server_files.FOLDER / server_files.BATCHING_NAME)
+    require(given is None or path.is_file(), f"--batching_parameters_file={given} is not a file")
+    batching = server_files.read_batching(path)
+    # A batch of one is closed at once.
+    return batching if FLAGS.enable_batching else batching.alone()
+
+
+def _connections() -> int:
+    """Returns how many connections each of the two ports may have.
+
+    Without a file to open for a connection it could not even be refused.
+    """
+    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OTHER_FILES + 2 * FLAGS.max_connections
+    if files != resource.RLIM_INFINITY and files < wanted:
+        files = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
+    return max(1, min(wanted, files if files > 0 else wanted) - OTHER_FILES) // 2
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _listening(host: str, port: int) -> socket.socket:
     try:
-        return socket.create_server((host, port))
+        families = {each[0] for each in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
+        family = socket.AF_INET if socket.AF_INET in families else socket.AF_INET6
+        both = host == "::" and socket.has_dualstack_ipv6()
+        return socket.create_server((host, port), family=family, dualstack_ipv6=both)
     except OSError as error:
         raise InputError(f"--host={host} --port={port} cannot be listened on: {error}") from error
 

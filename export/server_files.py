@@ -13,20 +13,32 @@ from then on.
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import re
 import string
 from collections.abc import Collection
 from importlib import metadata
 from pathlib import Path
 
-from google.protobuf import text_format
+import filelock
+from google.protobuf import (
+    descriptor_pb2,
+    descriptor_pool,
+    message_factory,
+    text_format,
+    wrappers_pb2,
+)
+from google.protobuf.message import Message
 from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
 from export import MODEL_NAME
 from refilled_tf import storage
-from refilled_tf.errors import InputError
+from refilled_tf.errors import InputError, require
 
 FOLDER = "server"
 MODELS = "models.config"
+BATCHING_NAME = "batching.config"
 # Released with this package, and of TensorFlow's version.
 IMAGE = f"tensorflow/serving:{metadata.version('tensorflow-serving-api')}"
 MOUNT = f"/models/{MODEL_NAME}"  # where the server finds BASE
@@ -43,19 +55,18 @@ MODELS_HEAD = f"""\
 # /v1/models/{MODEL_NAME}/labels/stable:predict asks the one, …/labels/canary:predict the other.
 """
 
-# Off unless asked for: the server knows no way to exempt one signature from it.
 BATCHING = f"""\
-# To have requests that arrive together joined, give the server
-#   --enable_batching=true --batching_parameters_file={MOUNT}/{FOLDER}/batching.config
-# Two things then no longer hold:
+# How requests that arrive together are joined: always by export.serve, by TensorFlow Serving with
+#   --enable_batching=true --batching_parameters_file={MOUNT}/{FOLDER}/{BATCHING_NAME}
+# Two things then no longer hold there, and do in export.serve:
 # - serving_support cannot be used. The server refuses it where support and queries differ in
 #   number; where they do not, it joins several callers' tasks, and answers one with the other's
 #   classes.
 # - A request does not fail alone: one image that cannot be decoded fails the whole batch that it is
 #   in. Where callers are not to be trusted, have their images checked before.
 max_batch_size {{ value: 32 }}
-batch_timeout_micros {{ value: 2000 }}
-max_enqueued_batches {{ value: 100 }}
+batch_timeout_micros {{ value: 2000 }}  # export.serve waits only while it is at work anyway
+max_enqueued_batches {{ value: 10 }}  # more than these are refused at once
 num_batch_threads {{ value: 4 }}  # as many as the server has cores
 """
 
@@ -138,6 +149,127 @@ def read_models(base: Path) -> ModelServerConfig:
         ) from error
 
 
+@dataclasses.dataclass(frozen=True)
+class Batching:
+    """How requests are joined into batches; TensorFlow Serving's parameters of these names.
+
+    Attributes:
+        max_batch_size: images in a batch. A request that holds more is a batch by itself.
+        batch_timeout_micros: how long a request waits for others to join it.
+        max_enqueued_batches: how many batches may wait.
+        num_batch_threads: batches at a time.
+        allowed_batch_sizes: to which batches are filled up, ascending; none means any.
+    """
+
+    max_batch_size: int = 32
+    batch_timeout_micros: int = 0
+    max_enqueued_batches: int = 10
+    num_batch_threads: int = os.cpu_count() or 1
+    allowed_batch_sizes: tuple[int, ...] = ()
+
+    @property
+    def capacity(self) -> int:
+        """How many requests may wait. What they hold is not known before they are read."""
+        return self.max_batch_size * self.max_enqueued_batches
+
+    def alone(self) -> Batching:
+        """Returns the same without joining: every request is a batch, and as many may wait."""
+        return dataclasses.replace(
+            self,
+            max_batch_size=1,
+            max_enqueued_batches=self.capacity,
+            allowed_batch_sizes=(),
+        )
+
+
+def read_batching(path: Path) -> Batching:
+    """Reads a file of batching parameters.
+
+    Args:
+        path: of the file, such as BASE/server/batching.config; may be missing.
+
+    Returns:
+        Its content; what it does not say has its default.
+
+    Raises:
+        InputError: it is not readable as the server's parameters.
+    """
+    if not path.exists():
+        return Batching()
+    given = _batching_parameters()
+    try:
+        text = path.read_text(encoding="utf-8")
+        text_format.Parse(text, given, allow_unknown_field=True)
+    except (OSError, ValueError, text_format.ParseError) as error:
+        message = f"{path} holds no batching parameters: {str(error).splitlines()[0]}"
+        raise InputError(message) from error
+    values = {field.name: value for field, value in given.ListFields()}
+    sizes = tuple(values.pop("allowed_batch_sizes", ()))
+    batching = Batching(
+        **{name: value.value for name, value in values.items()}, allowed_batch_sizes=sizes
+    )
+    for name in WRAPPED:
+        least = 0 if name == "batch_timeout_micros" else 1
+        require(getattr(batching, name) >= least, f"{path}: {name} must be at least {least}")
+    require(
+        not sizes or (list(sizes) == sorted(set(sizes)) and sizes[0] > 0),
+        f"{path}: allowed_batch_sizes must be positive and ascend, not {list(sizes)}",
+    )
+    require(
+        not sizes or sizes[-1] == batching.max_batch_size,
+        f"{path}: the last of allowed_batch_sizes must be max_batch_size={batching.max_batch_size}",
+    )
+    return batching
+
+
+# Of the parameters, each in a message of its own: name { value: 1 }.
+WRAPPED = (
+    "max_batch_size",
+    "batch_timeout_micros",
+    "max_enqueued_batches",
+    "num_batch_threads",
+)
+
+
+def _batching_parameters() -> Message:
+    """Returns an empty BatchingParameters, which tensorflow-serving-api leaves out.
+
+    Its fields have the names that count in a text; their numbers do not occur in one.
+    """
+    field = descriptor_pb2.FieldDescriptorProto
+    wrapper = wrappers_pb2.Int64Value.DESCRIPTOR
+    file = descriptor_pb2.FileDescriptorProto(
+        name="batching.proto", syntax="proto3", dependency=[wrapper.file.name]
+    )
+    message = file.message_type.add(name="BatchingParameters")
+    for number, name in enumerate(WRAPPED, 1):
+        message.field.add(
+            name=name, number=number, type=field.TYPE_MESSAGE, label=field.LABEL_OPTIONAL,
+            type_name=f".{wrapper.full_name}",
+        )  # fmt: skip
+    message.field.add(
+        name="allowed_batch_sizes", number=len(WRAPPED) + 1, type=field.TYPE_INT64,
+        label=field.LABEL_REPEATED,
+    )  # fmt: skip
+    pool = descriptor_pool.DescriptorPool()
+    pool.AddSerializedFile(wrapper.file.serialized_pb)
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(message.name))()
+
+
+def version_folders(base: Path) -> dict[int, Path]:
+    """Returns the folders in BASE whose names are numbers of versions, as a server takes them.
+
+    Leading zeros do not count. Of two folders of one number the last in the order of names is
+    meant. What is no folder, or is no number of 64 bits, is none.
+    """
+    return {
+        int(path.name): path
+        for path in sorted(base.iterdir())
+        if re.fullmatch("[0-9]+", path.name) and int(path.name) < 2**63 and path.is_dir()
+    }
+
+
 def label(models: ModelServerConfig, older: Collection[int], version: int) -> ModelServerConfig:
     """Returns the configuration with a new version as canary, and as stable if there is none.
 
@@ -163,6 +295,23 @@ def label(models: ModelServerConfig, older: Collection[int], version: int) -> Mo
     return labelled
 
 
+def add(base: Path, versions: Collection[int], version: int) -> None:
+    """Labels a version that is new in BASE, whatever else has been done to models.config meanwhile.
+
+    Args:
+        base: the folder of the versions.
+        versions: those that are there.
+        version: the new one.
+
+    Raises:
+        InputError: models.config cannot be read.
+    """
+    (base / FOLDER).mkdir(parents=True, exist_ok=True)
+    # Two exports may end at the same time.
+    with filelock.FileLock(base / FOLDER / f".{MODELS}.lock"):
+        write(base, label(read_models(base), versions, version))
+
+
 def write(base: Path, models: ModelServerConfig) -> None:
     """Writes models.config, and those of the other files that are not there.
 
@@ -174,7 +323,7 @@ def write(base: Path, models: ModelServerConfig) -> None:
     storage.write_text(folder / MODELS, MODELS_HEAD + text_format.MessageToString(models))
     facts = {"model": MODEL_NAME, "mount": MOUNT, "image": IMAGE}
     once = {
-        "batching.config": BATCHING,
+        BATCHING_NAME: BATCHING,
         "docker_run.sh": DOCKER.substitute(facts, flags=" \\\n  ".join(FLAGS)),
         "kubernetes.yaml": KUBERNETES.substitute(facts, flags="\n        - ".join(FLAGS)),
     }

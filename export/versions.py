@@ -12,7 +12,7 @@ from pathlib import Path
 from export import check, model_card, requests, server_files, signatures
 from export.trained import Trained
 from refilled_tf import storage
-from refilled_tf.errors import InputError
+from refilled_tf.errors import InputError, require
 
 
 def publish(trained: Trained, base: Path) -> Path:
@@ -30,12 +30,13 @@ def publish(trained: Trained, base: Path) -> Path:
             added.
     """
     check_base(base)
-    older = existing(base)
     # The Unix time, and yet the highest number: two exports may fall into the same second.
-    version = max([int(time.time()), *(number + 1 for number in older)])
-    models = server_files.label(server_files.read_models(base), older, version)
+    version = max([int(time.time()), *(number + 1 for number in existing(base))])
+    require(
+        version < 2**63, f"--export_dir={base} holds {version - 1}, the highest version there is"
+    )
     save(trained, base / str(version))
-    server_files.write(base, models)
+    server_files.add(base, existing(base), version)
     return base / str(version)
 
 
@@ -71,8 +72,7 @@ def save(trained: Trained, folder: Path) -> None:
 
 def existing(base: Path) -> list[int]:
     """Returns the versions in a folder, which may be missing."""
-    there = base.iterdir() if base.exists() else ()
-    return sorted(int(path.name) for path in there if path.name.isdecimal())
+    return sorted(server_files.version_folders(base)) if base.exists() else []
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import tensorflow as tf
-from absl import app, logging
+from absl import app, flags, logging
 
 from refilled_tf.errors import InputError
 
@@ -20,7 +20,8 @@ def run_main(main: Callable[[list[str]], None]) -> None:
     """
 
     def guarded(argv: list[str]) -> None:
-        logging.set_verbosity(logging.WARNING)
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)
         tf.get_logger().setLevel("ERROR")
         try:
             main(argv)

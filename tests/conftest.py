@@ -60,6 +60,11 @@ def built(monkeypatch):
     return built
 
 
+def pytest_addoption(parser):
+    parser.addoption("--fuzz-seconds", type=float, default=15, help="for each of the fuzzers")
+    parser.addoption("--fuzz-seed", type=int, default=0, help="of their requests")
+
+
 def pytest_collection_modifyitems(items):
     """Puts files with slow tests first, lest one worker be at them when all others have ended."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import grpc
 from absl import logging
 
@@ -13,7 +15,8 @@ HTTP_STATUS = {
     Code.INVALID_ARGUMENT: 400,
     Code.DEADLINE_EXCEEDED: 504,
     Code.NOT_FOUND: 404,
-    Code.RESOURCE_EXHAUSTED: 429,
+    # Here alone it differs: 429 would say that one caller asks too often. The server is full.
+    Code.RESOURCE_EXHAUSTED: 503,
     Code.FAILED_PRECONDITION: 400,
     Code.ABORTED: 409,
     Code.OUT_OF_RANGE: 400,
@@ -29,17 +32,14 @@ class RequestError(Exception):
     Attributes:
         code: what gRPC callers see.
         message: a line for a person.
+        http_status: what REST callers see.
     """
 
-    def __init__(self, code: Code, message: str):
+    def __init__(self, code: Code, message: str, http_status: int | None = None):
         self.code = code
+        self.http_status = http_status or HTTP_STATUS.get(code, 500)
         self.message = message if len(message) <= LONGEST else message[:LONGEST] + "…"
         super().__init__(self.message)
-
-    @property
-    def http_status(self) -> int:
-        """What REST callers see."""
-        return HTTP_STATUS.get(self.code, 500)
 
 
 def require_valid(condition: bool, message: str) -> None:
@@ -54,5 +54,9 @@ def told(error: Exception) -> RequestError:
         return error
     if isinstance(error, UnicodeEncodeError):  # JSON can spell half a character, "\ud800"
         return RequestError(Code.INVALID_ARGUMENT, f"a string is no Unicode: {error.reason}")
+    if isinstance(error, ConnectionError):
+        return RequestError(Code.CANCELLED, "the caller has hung up")
+    if isinstance(error, asyncio.TimeoutError):
+        return RequestError(Code.DEADLINE_EXCEEDED, "the request took too long")
     logging.error("A request failed unexpectedly.", exc_info=error)
     return RequestError(Code.INTERNAL, "internal error; the server's log says more")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import dataclasses
 import inspect
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,15 +17,20 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 from tensorflow.core.framework.tensor_pb2 import TensorProto
 from tensorflow.core.protobuf.meta_graph_pb2 import TensorInfo
-from tensorflow_serving.apis.classification_pb2 import ClassificationRequest
+from tensorflow_serving.apis.classification_pb2 import (
+    ClassificationRequest,
+    ClassificationResponse,
+)
 from tensorflow_serving.apis.get_model_metadata_pb2 import (
     GetModelMetadataRequest,
     SignatureDefMap,
 )
 from tensorflow_serving.apis.predict_pb2 import PredictRequest
+from tensorflow_serving.apis.regression_pb2 import RegressionRequest
 
+from export.serving.batching import Call
 from export.serving.errors import Code, RequestError, require_valid
-from export.serving.model import Model
+from export.serving.model import Arrays, Model
 
 Infos = Mapping[str, TensorInfo]  # what a signature says of its inputs
 
@@ -33,16 +40,16 @@ if _DEFAULTS_TOO not in inspect.signature(json_format.MessageToDict).parameters:
     _DEFAULTS_TOO = "including_default_value_fields"
 
 
-def predict(model: Model, body: bytes) -> dict[str, Any]:
-    """Answers a :predict call.
+def predict(model: Model, body: bytes) -> Call[bytes]:
+    """Reads a :predict call.
 
     Args:
         model: what is asked.
         body: {"instances": rows} or {"inputs": columns}, and perhaps a "signature_name".
 
     Returns:
-        {"predictions": rows} or {"outputs": columns}, as asked. The name of an only output is
-        left out.
+        A call with the answer {"predictions": rows} or {"outputs": columns}, as asked. The name of
+        an only output is left out.
 
     Raises:
         RequestError: the body is not as above, or `model` refuses it.
@@ -65,20 +72,23 @@ def predict(model: Model, body: bytes) -> dict[str, Any]:
         # A name that the signature does not have is refused by the model, whatever the value.
         dtype = signature.inputs[name].dtype if name in signature.inputs else tf.string
         request.inputs[name].CopyFrom(_tensor(value, tf.as_dtype(dtype), name))
-    response = model.predict(request)
-    outputs = {name: _values(name, proto) for name, proto in response.outputs.items()}
-    if len(outputs) == 1:
-        (answer,) = outputs.values()
-    elif by_row:
-        rows = zip(*outputs.values(), strict=True)
-        answer = [dict(zip(outputs, row, strict=True)) for row in rows]
-    else:
-        answer = outputs
-    return {"predictions" if by_row else "outputs": answer}
+
+    def answer(outputs: Arrays) -> dict[str, Any]:
+        values = {name: _values(name, array) for name, array in outputs.items()}
+        if len(values) == 1:
+            (content,) = values.values()
+        elif by_row:
+            rows = zip(*values.values(), strict=True)
+            content = [dict(zip(values, row, strict=True)) for row in rows]
+        else:
+            content = values
+        return {"predictions" if by_row else "outputs": content}
+
+    return _in_json(model.predict(request), answer)
 
 
-def classify(model: Model, body: bytes) -> dict[str, Any]:
-    """Answers a :classify call.
+def classify(model: Model, body: bytes) -> Call[bytes]:
+    """Reads a :classify call.
 
     Args:
         model: what is asked.
@@ -86,31 +96,35 @@ def classify(model: Model, body: bytes) -> dict[str, Any]:
             all examples have, and a "signature_name".
 
     Returns:
-        {"results": [[[label, score], …] for each example]}.
+        A call with the answer {"results": [[[label, score], …] for each example]}.
 
     Raises:
         RequestError: the body is not as above, or `model` refuses it.
     """
-    document = _parsed(body)
+
+    def answer(response: ClassificationResponse) -> dict[str, Any]:
+        return {
+            "results": [
+                [[each.label, _shortest(np.float32(each.score)).item()] for each in row.classes]
+                for row in response.result.classifications
+            ]
+        }
+
     request = ClassificationRequest()
-    request.model_spec.signature_name = _signature_name(document)
-    examples = document.get("examples")
-    require_valid(
-        isinstance(examples, list) and len(examples) > 0,
-        "'examples' must be a list of objects that is not empty",
-    )
-    target = request.input.example_list
-    if "context" in document:
-        target = request.input.example_list_with_context
-        target.context.CopyFrom(_example(document["context"]))
-    target.examples.extend(map(_example, examples))
-    result = model.classify(request).result
-    return {
-        "results": [
-            [[each.label, _shortest(np.float32(each.score)).item()] for each in row.classes]
-            for row in result.classifications
-        ]
-    }
+    _read_examples(body, request)
+    call = model.classify(request)
+    return _in_json(call, lambda outputs: answer(call.finish(outputs)))
+
+
+def regress(model: Model, body: bytes) -> Call:
+    """Refuses a :regress call, as `model` does.
+
+    Raises:
+        RequestError: always.
+    """
+    request = RegressionRequest()
+    _read_examples(body, request)
+    return model.regress(request)
 
 
 def metadata(model: Model) -> dict[str, Any]:
@@ -131,15 +145,51 @@ def of_message(message: Message) -> dict[str, Any]:
     )
 
 
+def _in_json(call: Call, content: Callable[[Arrays], dict[str, Any]]) -> Call[bytes]:
+    """Returns the same call with an answer in JSON, made of the outputs."""
+    return dataclasses.replace(call, finish=lambda outputs: json.dumps(content(outputs)).encode())
+
+
+def _read_examples(body: bytes, request: ClassificationRequest | RegressionRequest) -> None:
+    document = _parsed(body)
+    request.model_spec.signature_name = _signature_name(document)
+    examples = document.get("examples")
+    require_valid(
+        isinstance(examples, list) and len(examples) > 0,
+        "'examples' must be a list of objects that is not empty",
+    )
+    target = request.input.example_list
+    if "context" in document:
+        target = request.input.example_list_with_context
+        target.context.CopyFrom(_example(document["context"]))
+    target.examples.extend(map(_example, examples))
+
+
 def _parsed(body: bytes) -> dict[str, Any]:
+    """Parses JSON in UTF-8. Of a key that occurs twice the first value counts."""
+    require_valid(bool(body), "JSON Parse error: The document is empty")
     try:
-        document = json.loads(body)
+        document = json.loads(
+            body.decode("utf-8-sig"), object_pairs_hook=_first_wins, parse_float=_finite
+        )
     except RecursionError as error:
         raise RequestError(Code.INVALID_ARGUMENT, "JSON Parse error: nested too deeply") from error
     except ValueError as error:
         raise RequestError(Code.INVALID_ARGUMENT, f"JSON Parse error: {error}") from error
     require_valid(isinstance(document, dict), "the body must be a JSON object")
     return document
+
+
+def _first_wins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return dict(reversed(pairs)) if len(pairs) > 1 else dict(pairs)
+
+
+def _finite(text: str) -> float:
+    """Reads a number; infinity has names of its own in JSON."""
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text:.20} is too big a number")
+    return number
 
 
 def _signature_name(document: dict[str, Any]) -> str:
@@ -185,23 +235,40 @@ def _is_base64(value: Any) -> bool:
 
 def _tensor(value: Any, dtype: tf.DType, name: str) -> TensorProto:
     """Packs nested lists, or a single value."""
+    # As objects: numpy's own strings lose zero bytes at their end, and true would count as 1.
+    leaves = np.array(value, object)
     if dtype == tf.string:
-        # As objects: numpy's own strings lose zero bytes at their end.
-        leaves = np.array(value, object)
         strings = np.array([_bytes(leaf, f"input {name!r}") for leaf in leaves.flat], object)
         return tf.make_tensor_proto(strings, dtype, leaves.shape)
-    try:
-        numbers = np.array(value)
-    except ValueError as error:
-        raise RequestError(
-            Code.INVALID_ARGUMENT, f"input {name!r} has lists of different lengths"
-        ) from error
+    kinds = set(map(type, leaves.flat))
+    require_valid(list not in kinds, f"input {name!r} has lists of different lengths")
     require_valid(
-        numbers.dtype.kind in "iuf"
-        and np.can_cast(numbers.dtype, dtype.as_numpy_dtype, "same_kind"),
+        kinds <= ({int, float} if dtype.is_floating else {int}),
         f"input {name!r} takes numbers that are {dtype.name}",
     )
-    return tf.make_tensor_proto(numbers.astype(dtype.as_numpy_dtype))
+    converted = _converted(leaves, dtype, has_whole=int in kinds)
+    require_valid(
+        converted is not None, f"input {name!r} has a number that {dtype.name} cannot hold"
+    )
+    return tf.make_tensor_proto(converted)
+
+
+def _converted(leaves: np.ndarray, dtype: tf.DType, has_whole: bool) -> np.ndarray | None:
+    """Converts Python's numbers; None if one is out of range or, written as whole, inexact."""
+    try:
+        with np.errstate(over="ignore"):
+            exact = leaves.astype(np.float64 if dtype.is_floating else np.int64)
+            converted = exact.astype(dtype.as_numpy_dtype)
+    except OverflowError:
+        return None
+    if not dtype.is_floating:
+        return converted if np.array_equal(converted, exact) else None
+    inexact = np.isinf(converted) & np.isfinite(exact)
+    if has_whole:
+        is_whole = np.frompyfunc(lambda leaf: isinstance(leaf, int), 1, 1)(leaves).astype(bool)
+        largest = 2 ** (np.finfo(dtype.as_numpy_dtype).nmant + 1)
+        inexact |= is_whole & (np.abs(exact) >= largest)
+    return None if inexact.any() else converted
 
 
 def _bytes(value: Any, where: str) -> bytes:
@@ -211,8 +278,12 @@ def _bytes(value: Any, where: str) -> bytes:
     require_valid(
         _is_base64(value), f"{where} has {value!r:.50} instead of a string or {{'b64': …}}"
     )
+    # As TensorFlow Serving's decoder: with line breaks, and without padding.
+    text = "".join(value["b64"].split())
+    if "=" not in text:
+        text += "=" * (-len(text) % 4)
     try:
-        return base64.b64decode(value["b64"], validate=True)
+        return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise RequestError(Code.INVALID_ARGUMENT, f"{where} is no base64: {error}") from error
 
@@ -238,10 +309,9 @@ def _feature(name: str, value: Any) -> tf.train.Feature:
     return tf.train.Feature(bytes_list=tf.train.BytesList(value=strings))
 
 
-def _values(name: str, proto: TensorProto) -> Any:
-    """Unpacks an output into nested lists. A name that ends with "_bytes" means base64."""
-    array = tf.make_ndarray(proto)
-    if proto.dtype == tf.string.as_datatype_enum:
+def _values(name: str, array: np.ndarray) -> Any:
+    """Turns an output into nested lists. A name that ends with "_bytes" means base64."""
+    if array.dtype == object:
         decode = _base64 if name.endswith("_bytes") else _text
         return np.frompyfunc(decode, 1, 1)(array).tolist()
     return _shortest(array).tolist() if array.dtype == np.float32 else array.tolist()

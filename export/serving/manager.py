@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from absl import logging
 from tensorflow_serving.apis.get_model_status_pb2 import (
@@ -18,12 +18,15 @@ from tensorflow_serving.apis.model_pb2 import ModelSpec
 from tensorflow_serving.apis.status_pb2 import StatusProto
 
 from export import MODEL_NAME, server_files
+from export.server_files import Batching
+from export.serving.batching import Batcher, Call
 from export.serving.errors import Code, RequestError
-from export.serving.model import Model
-from refilled_tf.errors import require
+from export.serving.model import Limits, Model
+from refilled_tf.errors import InputError, require
 
 State = ModelVersionStatus
 Answer = TypeVar("Answer")
+RETRY_SECONDS = 60.0  # as TensorFlow Serving
 
 
 @dataclasses.dataclass
@@ -31,44 +34,62 @@ class Version:
     """A version that the server has been told of.
 
     Attributes:
+        folder: where it is.
         status: what a status request says of it.
         model: the version in memory, while it is there.
-        calls: the requests that it is working on.
+        batcher: what waits for it, likewise.
+        tried: what the folder looked like when it was loaded, and when that was, in seconds.
     """
 
+    folder: Path
     status: ModelVersionStatus
     model: Model | None = None
-    calls: set[asyncio.Future] = dataclasses.field(default_factory=set)
+    batcher: Batcher | None = None
+    tried: tuple[frozenset, float] = (frozenset(), 0.0)
 
     @property
     def available(self) -> bool:
         return self.status.state == State.AVAILABLE
 
 
+class Wanted(NamedTuple):
+    """What a folder of versions says is to be served.
+
+    Attributes:
+        folders: of all versions that are there.
+        choices: lists of versions; of each list the first that can be loaded is to be served.
+        labels: of versions.
+    """
+
+    folders: dict[int, Path]
+    choices: list[list[int]]
+    labels: dict[str, int]
+
+
 class Manager:
     """Keeps the versions of a folder in memory. All but the models themselves is on the loop.
 
     A new version is loaded and warmed up beside the old ones, which go once it is there and their
-    requests are answered. A version that cannot be loaded changes nothing. It is not tried
-    again while it is there: versions appear as a whole, and what has failed would fail again.
+    requests are answered. A version that cannot be loaded changes nothing; it is tried again once
+    its folder has changed, since it may have been copied there while it was looked at, or when some
+    time has passed.
     """
 
-    def __init__(self, base: Path, name: str, max_batch_size: int, workers: int):
+    def __init__(self, base: Path, name: str, limits: Limits, batching: Batching):
         """Starts with no version.
 
         Args:
             base: the folder of the versions.
             name: of the model in addresses.
-            max_batch_size: the most examples or images that a request may hold.
-            workers: how many requests are worked on at a time; others wait.
+            limits: what a request may hold.
+            batching: how requests are joined.
         """
         self._base = base
-        self._name = name
-        self._max_batch_size = max_batch_size
-        self._pool = ThreadPoolExecutor(workers, "model")
+        self.name = name
+        self._limits = limits
+        self._batching = batching
         self._versions: dict[int, Version] = {}
         self._labels: dict[str, int] = {}
-        self._wanted: set[int] = set()
 
     async def refresh(self) -> None:
         """Looks at the folder, and loads and unloads what has changed.
@@ -76,22 +97,20 @@ class Manager:
         Raises:
             InputError: there is no version, or models.config cannot be read.
         """
-        wanted, labels = wanted_versions(self._base, self._name)
-        new, self._wanted = sorted(wanted - self._wanted), wanted
-        new = [number for number in new if not self._is_available(number)]
-        for number in new:
-            self._versions[number] = Version(
-                State(version=number, state=State.START, status=StatusProto())
-            )
-        for number in new:
-            await self._load(number)
+        folders, choices, labels = wanted(self._base, self.name)
+        served = set()
+        for choice in choices:
+            for number in choice:
+                if await self._loaded(number, folders[number]):
+                    served.add(number)
+                    break
         # A label stays where it is until its new version can answer.
         self._labels = {
             label: number if self._is_available(number) else self._labels.get(label, number)
             for label, number in labels.items()
         }
-        if all(map(self._is_available, wanted)):
-            for number in self.available() - wanted:
+        if len(served) == len(choices):
+            for number in self.available() - served:
                 await self._unload(number)
 
     async def watch(self, seconds: float) -> None:
@@ -101,28 +120,33 @@ class Manager:
             try:
                 await self.refresh()
             except Exception as error:  # must not end the watch
-                logging.log_every_n_seconds(logging.WARNING, "%s", 60, error)
+                logging.warning("%s", error)
 
-    async def run(self, spec: ModelSpec, function: Callable[[Model], Answer]) -> Answer:
-        """Runs a function of the model that a request means, in one of the threads.
+    async def run(self, spec: ModelSpec, read: Callable[[Model], Call[Answer]]) -> Answer:
+        """Answers a request by the model that it means, when its turn comes.
 
         Args:
             spec: name and version of the model, or a label instead of the version; without either
                 the latest version there is.
-            function: is given the model; may take its time.
+            read: makes a call for that model; may take its time.
 
         Returns:
-            What the function returns.
+            The call's answer.
 
         Raises:
-            RequestError: no such model is available, or the function says so.
+            RequestError: no such model is available, too many requests are waiting, or the request
+                cannot be answered.
         """
         version = self._meant(spec)
-        call = asyncio.get_running_loop().run_in_executor(self._pool, function, version.model)
-        version.calls.add(call)
-        call.add_done_callback(version.calls.discard)
-        # The thread goes on when the caller hangs up: until it has ended the version is in use.
-        return await asyncio.shield(call)
+        return await version.batcher.answer(lambda: read(version.model))
+
+    def model(self, spec: ModelSpec) -> Model:
+        """Returns the model that a request means, for what takes no time.
+
+        Raises:
+            RequestError: no such model is available.
+        """
+        return self._meant(spec).model
 
     def status(self, spec: ModelSpec) -> GetModelStatusResponse:
         """Returns the state of one version, or of all that there have been.
@@ -133,7 +157,7 @@ class Manager:
         Raises:
             RequestError: there is no such model, version or label.
         """
-        if spec.name != self._name:
+        if spec.name != self.name:
             raise RequestError(Code.NOT_FOUND, f"Could not find any versions of model {spec.name}")
         number = self._number(spec)
         if number is not None and number not in self._versions:
@@ -150,17 +174,16 @@ class Manager:
         return set(filter(self._is_available, self._versions))
 
     async def close(self) -> None:
-        """Ends what is still running and frees the memory."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """Answers what is still waiting and frees the memory."""
         for number in self.available():
-            await asyncio.to_thread(self._versions[number].model.close)
+            await self._unload(number)
 
     def _is_available(self, number: int) -> bool:
         return number in self._versions and self._versions[number].available
 
     def _meant(self, spec: ModelSpec) -> Version:
         number, available = self._number(spec), self.available()
-        if spec.name != self._name or not available or number not in {None, *available}:
+        if spec.name != self.name or not available or number not in {None, *available}:
             meant = f"Latest({spec.name})" if number is None else f"Specific({spec.name}, {number})"
             raise RequestError(Code.NOT_FOUND, f"Servable not found for request: {meant}")
         return self._versions[max(available) if number is None else number]
@@ -179,52 +202,79 @@ class Manager:
             )
         return self._labels[spec.version_label]
 
-    async def _load(self, number: int) -> None:
-        version = self._versions[number]
-        version.status.state = State.LOADING
-        folder = self._base / str(number)
+    async def _loaded(self, number: int, folder: Path) -> bool:
+        """Loads a version unless it is in memory; tells whether it is there now."""
+        if self._is_available(number):
+            return True
+        now = time.monotonic()
+        looks = await asyncio.to_thread(_looks, folder)
+        if number in self._versions:
+            seen, when = self._versions[number].tried
+            failed = self._versions[number].status.status.error_code
+            if failed and looks == seen and now < when + RETRY_SECONDS:
+                return False
+        status = State(version=number, state=State.LOADING, status=StatusProto())
+        version = self._versions[number] = Version(folder, status, tried=(looks, now))
+        arguments = (folder, number, self.name, self._limits, self._batching.allowed_batch_sizes)
         try:
-            version.model = await asyncio.to_thread(Model, folder, self._name, self._max_batch_size)
+            version.model = await asyncio.to_thread(Model, *arguments)
         except Exception as error:  # as many kinds as a folder can be broken in
             logging.error("%s cannot be loaded: %s", folder, error)
-            version.status.state = State.END
-            version.status.status.error_code = Code.UNKNOWN.value[0]
-            version.status.status.error_message = str(error)
-        else:
-            version.status.state = State.AVAILABLE
+            status.state = State.END
+            status.status.error_code = Code.UNKNOWN.value[0]
+            status.status.error_message = str(error)
+            return False
+        version.batcher = Batcher(version.model.run, self._batching, self._limits.pixels, self.name)
+        status.state = State.AVAILABLE
+        return True
 
     async def _unload(self, number: int) -> None:
         version = self._versions[number]
         version.status.state = State.UNLOADING
-        if version.calls:
-            await asyncio.wait(version.calls)
+        await asyncio.to_thread(version.batcher.close)
         await asyncio.to_thread(version.model.close)
-        version.model = None
+        version.model = version.batcher = None
         version.status.state = State.END
 
 
-def wanted_versions(base: Path, name: str) -> tuple[set[int], dict[str, int]]:
-    """Returns the versions to serve, and labels of versions.
+def wanted(base: Path, name: str) -> Wanted:
+    """Reads a folder of versions.
 
     Args:
-        base: the folder of the versions. Those that its server/models.config lists are wanted;
-            without a list the latest is.
+        base: the folder. Those versions that its server/models.config lists are wanted; without a
+            list the latest that can be loaded is.
         name: of the model.
 
     Raises:
         InputError: there is no version, or models.config cannot be read.
     """
     require(base.is_dir(), f"--export_dir={base} is not a folder")
-    there = {int(path.name) for path in base.iterdir() if path.name.isdecimal()}
+    try:
+        folders = server_files.version_folders(base)
+    except OSError as error:
+        raise InputError(f"--export_dir={base} cannot be read: {error.strerror}") from error
     require(
-        bool(there),
+        bool(folders),
         f"--export_dir={base} holds no version; make one with python -m export.saved_model",
     )
+    latest = [sorted(folders, reverse=True)]
     models = server_files.read_models(base).model_config_list.config
     by_name = {model.name: model for model in models}
     # Exports write MODEL_NAME; another one here is but another address.
     ours = by_name.get(name, by_name.get(MODEL_NAME))
     if ours is None:
-        return {max(there)}, {}
-    listed = there.intersection(ours.model_version_policy.specific.versions)
-    return listed or {max(there)}, dict(ours.version_labels)
+        return Wanted(folders, latest, {})
+    listed = sorted(set(folders).intersection(ours.model_version_policy.specific.versions))
+    return Wanted(folders, [[number] for number in listed] or latest, dict(ours.version_labels))
+
+
+def _looks(folder: Path) -> frozenset:
+    """Returns what tells whether anything was written into a folder since: names, sizes, times."""
+    found = set()
+    for path in folder.rglob("*"):
+        try:
+            about = path.stat()
+        except OSError:  # gone meanwhile, or a link to nowhere
+            continue
+        found.add((str(path), about.st_size, about.st_mtime_ns))
+    return frozenset(found)

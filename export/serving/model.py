@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -24,52 +27,84 @@ from tensorflow_serving.apis.input_pb2 import Input
 from tensorflow_serving.apis.model_pb2 import ModelSpec
 from tensorflow_serving.apis.predict_pb2 import PredictRequest, PredictResponse
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
+from tensorflow_serving.apis.regression_pb2 import RegressionRequest
 
 from export import WARMUP
+from export.serving import images, metrics
+from export.serving.batching import Call
 from export.serving.errors import Code, RequestError, require_valid
 
 DEFAULT_SIGNATURE = "serving_default"
+REGRESS_METHOD_NAME = "tensorflow/serving/regress"
 
 # TensorFlow numbers its errors as gRPC does.
 _CODES = {code.value[0]: code for code in Code}
 
 
+Arrays = dict[str, np.ndarray]
+Answer = TypeVar("Answer")
+
+
+class Inputs(NamedTuple):
+    """What a signature is given, by the name of the input."""
+
+    signature: str
+    arrays: Arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What a request may hold.
+
+    Attributes:
+        rows: the most examples or images.
+        pixels: the most pixels of all its encoded images together, as they are sent.
+    """
+
+    rows: int
+    pixels: int
+
+
 class Model:
     """A SavedModel in a session, as the C++ server loads it. Its methods may run in threads.
+
+    A request takes two steps, so that several can share the second: `predict` or `classify` reads
+    it into a call, and `run` answers calls.
 
     Attributes:
         signatures: what can be asked, by name.
     """
 
-    def __init__(self, folder: Path, name: str, max_batch_size: int):
+    def __init__(
+        self, folder: Path, version: int, name: str, limits: Limits, batch_sizes: Sequence[int] = ()
+    ):
         """Loads a version.
 
         Args:
-            folder: BASE/NUMBER, a SavedModel.
+            folder: a SavedModel.
+            version: its number.
             name: of the model in addresses and answers.
-            max_batch_size: the most examples or images that a request may hold.
+            limits: what a request may hold.
+            batch_sizes: to which batches are filled up, ascending; as they are if empty.
 
         Raises:
             Exception: whatever TensorFlow finds wrong with the folder.
         """
-        v1 = tf.compat.v1
-        self._spec = {"name": name, "version": {"value": int(folder.name)}}
-        self._max_batch_size = max_batch_size
-        self._session = v1.Session(graph=tf.Graph())
-        graph = v1.saved_model.loader.load(
-            self._session, [tf.saved_model.SERVING], str(folder.resolve())
-        )
-        # What begins so is TensorFlow's own, such as the operation that fills the tables.
-        self.signatures: dict[str, SignatureDef] = {
-            key: value for key, value in graph.signature_def.items() if not key.startswith("__")
-        }
-        self._warm_up(folder / WARMUP)
+        self._spec = {"name": name, "version": {"value": version}}
+        self._limits = limits
+        self._batch_sizes = batch_sizes
+        self._session = tf.compat.v1.Session(graph=tf.Graph())
+        try:
+            self._load(folder)
+        except BaseException:
+            self._session.close()
+            raise
 
-    def predict(self, request: PredictRequest) -> PredictResponse:
-        """Answers a Predict call.
+    def predict(self, request: PredictRequest) -> Call[PredictResponse]:
+        """Reads a Predict request.
 
         Raises:
-            RequestError: the request does not fit the signature, or its content cannot be read.
+            RequestError: it does not fit the signature, or holds more than it may.
         """
         name, signature = self.signature(request.model_spec.signature_name)
         wanted = list(request.output_filter) or list(signature.outputs)
@@ -79,35 +114,71 @@ class Model:
             f"signature {name!r} has no output {_listed(unknown)}; it has "
             f"{_listed(signature.outputs)}",
         )
-        response = PredictResponse(model_spec=ModelSpec(signature_name=name, **self._spec))
-        for output, value in self._run(signature, self._inputs(request, name), wanted).items():
-            response.outputs[output].CopyFrom(_to_proto(value, signature.outputs[output].dtype))
-        return response
 
-    def classify(self, request: ClassificationRequest) -> ClassificationResponse:
-        """Answers a Classify call.
+        def response(outputs: Arrays) -> PredictResponse:
+            answer = PredictResponse(model_spec=ModelSpec(signature_name=name, **self._spec))
+            for output in wanted:
+                dtype = signature.outputs[output].dtype
+                answer.outputs[output].CopyFrom(_to_proto(outputs[output], dtype))
+            return answer
+
+        return self._call(name, self._inputs(request, name), response)
+
+    def classify(self, request: ClassificationRequest) -> Call[ClassificationResponse]:
+        """Reads a Classify request.
 
         Raises:
             RequestError: the signature is none for this call, or an example cannot be read.
         """
-        name, signature = self.signature(request.model_spec.signature_name)
-        require_valid(
-            signature.method_name == tf.saved_model.CLASSIFY_METHOD_NAME,
-            "Expected classification signature method_name to be "
-            f"{tf.saved_model.CLASSIFY_METHOD_NAME}. Was: {signature.method_name} "
-            f"(signature {name!r})",
-        )
+        name = self._require_method(request, "classification", tf.saved_model.CLASSIFY_METHOD_NAME)
         examples = _serialized(request.input)
         require_valid(len(examples) > 0, "Input is empty.")
-        self._require_small(len(examples))
-        inputs = {"inputs": np.array(examples, object)}
-        answer = self._run(signature, inputs, ["classes", "scores"])
-        response = ClassificationResponse(model_spec=ModelSpec(signature_name=name, **self._spec))
-        for labels, scores in zip(answer["classes"], answer["scores"], strict=True):
-            row = response.result.classifications.add().classes
-            for label, score in zip(labels, scores, strict=True):
-                row.add(label=label, score=score)
-        return response
+        self._require_few(len(examples))
+
+        def response(outputs: Arrays) -> ClassificationResponse:
+            answer = ClassificationResponse(model_spec=ModelSpec(signature_name=name, **self._spec))
+            for labels, scores in zip(outputs["classes"], outputs["scores"], strict=True):
+                row = answer.result.classifications.add().classes
+                for label, score in zip(labels, scores, strict=True):
+                    row.add(label=label, score=score)
+            return answer
+
+        return self._call(name, {"inputs": np.array(examples, object)}, response)
+
+    def regress(self, request: RegressionRequest) -> Call:
+        """Refuses a Regress request as TensorFlow Serving does where no signature is for it.
+
+        Raises:
+            RequestError: always; the models classify.
+        """
+        self._require_method(request, "regression", REGRESS_METHOD_NAME)
+        raise RequestError(Code.UNIMPLEMENTED, "this server only classifies")
+
+    def run(self, calls: Sequence[Call]) -> list[Arrays]:
+        """Answers calls that are of one kind.
+
+        Returns:
+            All outputs of the signature, for each call.
+
+        Raises:
+            RequestError: the content of one of them cannot be read.
+        """
+        name, first = calls[0].inputs
+        if calls[0].kind is None:
+            (_,) = calls
+            return [self._outputs(name, [first[key] for key in sorted(first)])]
+        ((key, _),) = first.items()
+        column = np.concatenate([call.inputs.arrays[key] for call in calls])
+        outputs = self._outputs(name, [_filled_up(column, self._batch_sizes)])
+        ends = np.cumsum([call.rows for call in calls])
+        return [
+            {key: value[end - call.rows : end] for key, value in outputs.items()}
+            for call, end in zip(calls, ends, strict=True)
+        ]
+
+    def answer(self, call: Call[Answer]) -> Answer:
+        """Answers a single call."""
+        return call.finish(self.run([call])[0])
 
     def metadata(self, request: GetModelMetadataRequest) -> GetModelMetadataResponse:
         """Answers a GetModelMetadata call.
@@ -130,16 +201,34 @@ class Model:
             RequestError: there is none of that name.
         """
         name = name or DEFAULT_SIGNATURE
-        require_valid(
-            name in self.signatures,
-            f'Serving signature name: "{name}" not found in signature def; there are '
-            f"{_listed(self.signatures)}",
-        )
+        if name not in self.signatures:
+            raise RequestError(
+                Code.INVALID_ARGUMENT,
+                f'Serving signature name: "{name}" not found in signature def; there are '
+                f"{_listed(self.signatures)}",
+            )
         return name, self.signatures[name]
 
     def close(self) -> None:
         """Frees the memory. Calls that are still running end with an error."""
         self._session.close()
+
+    def _load(self, folder: Path) -> None:
+        load = tf.compat.v1.saved_model.loader.load
+        graph = load(self._session, [tf.saved_model.SERVING], str(folder.resolve()))
+        # What begins so is TensorFlow's own, such as the operation that fills the tables.
+        self.signatures: dict[str, SignatureDef] = {
+            key: value for key, value in graph.signature_def.items() if not key.startswith("__")
+        }
+        # All outputs, whatever a request wants, so that requests of a signature can be joined.
+        self._runners = {
+            name: self._session.make_callable(
+                {key: info.name for key, info in signature.outputs.items()},
+                [signature.inputs[key].name for key in sorted(signature.inputs)],
+            )
+            for name, signature in self.signatures.items()
+        }
+        self._warm_up(folder / WARMUP)
 
     def _warm_up(self, path: Path) -> None:
         """Replays the requests that came with the version."""
@@ -147,11 +236,44 @@ class Model:
             for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
                 log = PredictionLog.FromString(record)
                 if log.HasField("classify_log"):
-                    self.classify(log.classify_log.request)
+                    self.answer(self.classify(log.classify_log.request))
                 else:
-                    self.predict(log.predict_log.request)
+                    self.answer(self.predict(log.predict_log.request))
 
-    def _inputs(self, request: PredictRequest, name: str) -> dict[str, np.ndarray]:
+    def _call(self, signature: str, arrays: Arrays, finish: Callable[[Arrays], Answer]) -> Call:
+        """Makes a call of arrays that fit a signature, once their images are looked at."""
+        pixels = 0
+        for name, array in arrays.items():
+            strings, count = images.normalise(name, array)
+            arrays[name] = np.array(strings, array.dtype)
+            pixels += count
+        require_valid(
+            pixels <= self._limits.pixels,
+            f"the request's images have {pixels} pixels together, the limit is "
+            f"--max_request_pixels={self._limits.pixels}; send fewer at a time, or smaller ones",
+        )
+        # The rows of several inputs belong to each other, and not to those of other callers.
+        return Call(
+            kind=signature if len(arrays) == 1 else None,
+            inputs=Inputs(signature, arrays),
+            rows=sum(map(len, arrays.values())),
+            pixels=pixels,
+            finish=finish,
+        )
+
+    def _require_method(
+        self, request: ClassificationRequest | RegressionRequest, kind: str, method: str
+    ) -> str:
+        """Returns the name of the signature that is asked, if it is for this method."""
+        name, signature = self.signature(request.model_spec.signature_name)
+        require_valid(
+            signature.method_name == method,
+            f"Expected {kind} signature method_name to be {method}. Was: {signature.method_name} "
+            f"(signature {name!r})",
+        )
+        return name
+
+    def _inputs(self, request: PredictRequest, name: str) -> Arrays:
         """Returns the tensors of a request, if they are what its signature takes.
 
         Shapes are looked at before anything is unpacked: a few bytes can claim to be terabytes.
@@ -164,28 +286,32 @@ class Model:
         )
         for key, info in infos.items():
             given = request.inputs[key]
-            require_valid(
-                _fits(given, info),
-                f"input {key!r} takes {_described(info)}, not {_described(given)}",
-            )
-            self._require_small(given.tensor_shape.dim[0].size)
+            if not _fits(given, info):  # else the description would cost more than the look
+                message = f"input {key!r} takes {_described(info)}, not {_described(given)}"
+                raise RequestError(Code.INVALID_ARGUMENT, message)
+            self._require_few(given.tensor_shape.dim[0].size)
         return {key: _to_array(request.inputs[key], key) for key in infos}
 
-    def _require_small(self, batch_size: int) -> None:
+    def _require_few(self, rows: int) -> None:
         require_valid(
-            batch_size <= self._max_batch_size,
-            f"a batch of {batch_size} is larger than --max_batch_size={self._max_batch_size}",
+            rows <= self._limits.rows,
+            f"a batch of {rows} is larger than --max_batch_size={self._limits.rows}",
         )
 
-    def _run(
-        self, signature: SignatureDef, inputs: dict[str, np.ndarray], outputs: list[str]
-    ) -> dict[str, np.ndarray]:
-        fetches = {output: signature.outputs[output].name for output in outputs}
-        feeds = {signature.inputs[key].name: value for key, value in inputs.items()}
+    def _outputs(self, signature: str, columns: Sequence[np.ndarray]) -> Arrays:
+        start = time.perf_counter()
         try:
-            return self._session.run(fetches, feeds)
+            return self._runners[signature](*columns)
         except tf.errors.OpError as error:
             raise RequestError(_CODES[error.error_code], readable(error.message)) from error
+        finally:
+            metrics.ran(self._spec["name"], time.perf_counter() - start)
+
+
+def _filled_up(column: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
+    """Repeats the first row until a batch has one of the sizes; larger ones stay as they are."""
+    size = next((size for size in sizes if size >= len(column)), len(column))
+    return np.concatenate([column, np.repeat(column[:1], size - len(column), axis=0)])
 
 
 def _serialized(examples: Input) -> list[bytes]:
@@ -224,6 +350,10 @@ def _described(tensor: TensorProto | TensorInfo) -> str:
 
 def _to_array(proto: TensorProto, key: str) -> np.ndarray:
     try:
+        if proto.dtype == tf.string.as_datatype_enum:
+            # make_ndarray would fill up with the last one, or with what is no bytes.
+            sizes = [dim.size for dim in proto.tensor_shape.dim]
+            return np.array(list(proto.string_val), object).reshape(sizes)
         return tf.make_ndarray(proto)
     except (TypeError, ValueError) as error:
         raise RequestError(

@@ -2,82 +2,169 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import json
-from collections.abc import Callable
+import re
+import time
+import urllib.parse
 from typing import Any
 
+from absl import logging
 from aiohttp import web
 from tensorflow_serving.apis.model_pb2 import ModelSpec
 
-from export.serving import json_api
-from export.serving.errors import Code, RequestError, told
+from export.serving import bodies, json_api, metrics
+from export.serving.bodies import Memory, timeout
+from export.serving.errors import Code, RequestError, require_valid, told
 from export.serving.manager import Manager
-from export.serving.model import Model
+
+METHODS = {
+    "predict": json_api.predict,
+    "classify": json_api.classify,
+    "regress": json_api.regress,
+}
+_MODEL = r"(?i)/v1/models/(?P<name>[^/:]+)(/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
+POST = re.compile(rf"{_MODEL}:(?P<method>{'|'.join(METHODS)})")
+GET = re.compile(rf"{_MODEL}(?P<metadata>/metadata)?")
+CORS = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Allow-Methods": "POST, GET",
+    "Access-Control-Allow-Headers": "Content-Type",
+}
 
 
-def application(manager: Manager, max_request_bytes: int) -> web.Application:
-    """Returns what answers /v1/models/….
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a caller may ask for, and how long it may take.
 
-    Args:
-        manager: of the versions.
-        max_request_bytes: larger bodies are refused.
+    Attributes:
+        max_bytes: larger bodies are refused, packed or unpacked.
+        body_seconds: how long a body may take to arrive.
+        seconds: how long a request may wait for its answer once it is there.
+        idle_seconds: how long a connection may take to send a head, the first or a further one.
+        max_connections: further ones are refused.
+        cors: whether pages of other origins may ask.
     """
 
-    async def status(request: web.Request) -> web.Response:
-        return _reply(json_api.of_message(manager.status(_spec(request))))
-
-    async def metadata(request: web.Request) -> web.Response:
-        return _reply(await manager.run(_spec(request), json_api.metadata))
-
-    def call(function: Callable[[Model, bytes], dict[str, Any]]):
-        async def answer(request: web.Request) -> web.Response:
-            body = await request.read()
-            return web.Response(
-                body=await manager.run(
-                    _spec(request), lambda model: json.dumps(function(model, body))
-                ),
-                content_type="application/json",
-            )
-
-        return answer
-
-    app = web.Application(client_max_size=max_request_bytes, middlewares=[_errors])
-    for version in ("", r"/versions/{version:\d+}", "/labels/{label:[^/:]+}"):
-        path = "/v1/models/{name:[^/:]+}" + version
-        app.router.add_get(path, status)
-        app.router.add_get(path + "/metadata", metadata)
-        app.router.add_post(path + ":predict", call(json_api.predict))
-        app.router.add_post(path + ":classify", call(json_api.classify))
-    return app
+    max_bytes: int
+    body_seconds: float
+    seconds: float
+    idle_seconds: float
+    max_connections: int
+    cors: bool
 
 
-@web.middleware
-async def _errors(request: web.Request, handler) -> web.StreamResponse:
-    """Answers {"error": message} when something goes wrong."""
-    try:
-        return await handler(request)
-    except web.HTTPRequestEntityTooLarge as error:
-        message = f"the request is larger than --max_request_bytes={request.client_max_size}"
-        return _reply({"error": message}, error.status)
-    except web.HTTPException:  # no such path, or not with this method
-        message = f"Malformed request: {request.method} {request.path}"
-        return _reply({"error": message}, 400)
-    except Exception as error:
-        failure = told(error)
-        return _reply({"error": failure.message}, failure.http_status)
+class Rest:
+    """Answers HTTP requests."""
 
+    def __init__(self, manager: Manager, memory: Memory, settings: Settings):
+        self._manager = manager
+        self._memory = memory
+        self._settings = settings
 
-def _spec(request: web.Request) -> ModelSpec:
-    parts = request.match_info
-    spec = ModelSpec(name=parts["name"], version_label=parts.get("label"))
-    if "version" in parts:
+    def server(self) -> web.Server:
+        """Returns a server without a port: a factory of protocols for asyncio."""
+        return _Server(
+            self._settings.max_connections,
+            self._answer,
+            handler_cancellation=True,  # who hangs up leaves the queue
+            keepalive_timeout=self._settings.idle_seconds,
+            lingering_time=self._settings.body_seconds,  # for what is not read of a refused body
+            auto_decompress=False,  # which would be on the loop, and in full
+            access_log=None,
+        )
+
+    async def _answer(self, request: web.BaseRequest) -> web.Response:
+        """Answers {"error": message} when something goes wrong; counts and logs the request."""
+        start = time.perf_counter()
+        path = request.rel_url.raw_path
+        asked = POST.fullmatch(path) if request.method == "POST" else None
+        code = None
         try:
-            spec.version.value = int(parts["version"])
-        except ValueError as error:
-            message = f"Failed to convert version: {parts['version']} to numeric."
-            raise RequestError(Code.INVALID_ARGUMENT, message) from error
+            if self._settings.cors and request.method == "OPTIONS":
+                response = _preflight(request)
+            elif asked:
+                response = await self._call(request, asked)
+            else:
+                response = self._look_up(request, path)
+        except Exception as error:
+            failure = told(error)
+            code = failure.code
+            response = _reply({"error": failure.message}, failure.http_status)
+        if self._settings.cors:
+            response.headers.update(CORS)
+        seconds = time.perf_counter() - start
+        if asked and asked["name"] == self._manager.name:
+            api = asked["method"].capitalize()
+            metrics.answered(self._manager.name, api, "REST", code, seconds)
+        logging.vlog(
+            1, "REST %s %s from %s: %d in %.1f ms",
+            request.method, path, request.remote, response.status, 1e3 * seconds,
+        )  # fmt: skip
+        return response
+
+    async def _call(self, request: web.BaseRequest, asked: re.Match) -> web.Response:
+        read, spec = METHODS[asked["method"].lower()], _spec(asked)
+        with self._memory.share() as take:
+            body = await bodies.read(
+                request, self._settings.max_bytes, self._settings.body_seconds, take
+            )
+            async with timeout(self._settings.seconds):
+                content = await self._manager.run(spec, lambda model: read(model, body))
+        return web.Response(body=content, content_type="application/json")
+
+    def _look_up(self, request: web.BaseRequest, path: str) -> web.Response:
+        """Answers what takes no time."""
+        if request.method == "GET" and path == metrics.PATH:
+            return web.Response(body=metrics.page(), content_type="text/plain")
+        if not path.lower().startswith("/v1/"):
+            raise RequestError(Code.NOT_FOUND, f"there is nothing at {path}")
+        asked = GET.fullmatch(path) if request.method == "GET" else None
+        require_valid(asked is not None, f"Malformed request: {request.method} {path}")
+        if asked["metadata"]:
+            return _reply(json_api.metadata(self._manager.model(_spec(asked))))
+        return _reply(json_api.of_message(self._manager.status(_spec(asked))))
+
+
+class _Server(web.Server):
+    """Refuses connections when there are too many."""
+
+    def __init__(self, max_connections: int, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._max_connections = max_connections
+
+    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
+        super().connection_made(handler, transport)
+        if len(self.connections) > self._max_connections:
+            body = b'{"error": "the server is busy: it has too many connections"}'
+            head = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
+            head += f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+            transport.write(head.encode() + body)
+            transport.close()
+
+
+def _preflight(request: web.BaseRequest) -> web.Response:
+    """Answers a browser that asks whether it may ask."""
+    origin = request.headers.get("Origin", "")
+    require_valid(
+        origin.startswith(("http://", "https://")), "Origin header is missing in CORS preflight"
+    )
+    return _reply({})
+
+
+def _spec(asked: re.Match) -> ModelSpec:
+    name, version, label = (asked[part] for part in ("name", "version", "label"))
+    spec = ModelSpec(name=urllib.parse.unquote(name))
+    if label is not None:
+        spec.version_label = urllib.parse.unquote(label)
+    if version is not None:
+        require_valid(int(version) < 2**63, f"Failed to convert version: {version} to numeric.")
+        spec.version.value = int(version)
     return spec
 
 
 def _reply(content: dict[str, Any], status: int = 200) -> web.Response:
-    return web.json_response(content, status=status)
+    return web.Response(
+        body=json.dumps(content).encode(), status=status, content_type="application/json"
+    )

@@ -130,8 +130,8 @@ def test_command_ends_with_one_line_on_bad_input(arguments, message):
         (
             {"name": "refilled"},
             b"no image",
-            "INVALID_ARGUMENT: assertion failed: [an image is neither JPEG nor PNG]",
-            "400: assertion failed: [an image is neither JPEG nor PNG]",
+            "INVALID_ARGUMENT: image_bytes[0]: neither JPEG nor PNG",
+            "400: image_bytes[0]: neither JPEG nor PNG",
         ),
     ],
 )
