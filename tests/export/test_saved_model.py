@@ -401,6 +401,7 @@ def test_kubernetes_runs_the_same_server_as_docker(base):
     (container,) = pod["spec"]["containers"]
     script = (base / "server/docker_run.sh").read_text()
     assert all(flag in script for flag in [container["image"], *container["args"]])
+    assert container["image"] == f"tensorflow/serving:{tf.__version__}"
     assert container["volumeMounts"][0]["mountPath"] == "/models/refilled"
     assert service["spec"]["selector"] == pod["metadata"]["labels"]
 
