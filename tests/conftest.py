@@ -84,7 +84,7 @@ STACK = (
     "export/serving/test_serve.py",
     "export/test_c_api.py",
     "export/test_saved_model.py",
-        "export/test_tflite.py",
+    "export/test_tflite.py",
 )
 
 
