@@ -18,8 +18,9 @@ help:  ## list the targets
 train: $(STAMP)  ## set up .venv, then train a small student by relationship matching
 	$(RUN) refilled_tf.train --gin_file=gin/quickstart.gin
 
-test: $(STAMP)  ## run the tests
-	$(RUN) pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+test: $(STAMP)  ## run the tests, or some: TESTS=tests/export, TESTS='-m stack'
+	$(RUN) pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder \
+	    $(TESTS)
 
 lint: $(STAMP)  ## check the style
 	$(RUN) ruff check

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 # Before TensorFlow is imported. Networks as small as those of tests keep no two threads busy;
 # `make test` runs a process for each core instead.
@@ -20,6 +21,8 @@ import tiny  # noqa: E402
 
 from refilled_tf import training  # noqa: E402
 from refilled_tf.learners import base  # noqa: E402
+
+TESTS = Path(__file__).parent
 
 
 @pytest.fixture
@@ -65,7 +68,33 @@ def pytest_addoption(parser):
     parser.addoption("--fuzz-seed", type=int, default=0, help="of their requests")
 
 
+# What is worth running on every TensorFlow: start, training, resuming, losses, files, exports,
+# servers.
+STACK = (
+    "test_environment.py",
+    "test_stack.py",
+    "test_train.py",
+    "test_training.py",
+    "data/test_batches.py",
+    "losses/",
+    "models/test_keras_files.py",
+    "models/test_networks.py",
+    "export/serving/test_answers.py",
+    "export/serving/test_manager.py",
+    "export/serving/test_serve.py",
+    "export/test_c_api.py",
+    "export/test_saved_model.py",
+    "export/test_tflite.py",
+)
+
+
 def pytest_collection_modifyitems(items):
-    """Puts files with slow tests first, lest one worker be at them when all others have ended."""
+    """Marks tests of STACK.
+
+    Puts files with slow tests first, lest one worker be at them when all others have ended.
+    """
+    for item in items:
+        if item.path.relative_to(TESTS).as_posix().startswith(STACK):
+            item.add_marker(pytest.mark.stack)
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
