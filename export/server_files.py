@@ -67,7 +67,7 @@ BATCHING = f"""\
 max_batch_size {{ value: 32 }}
 batch_timeout_micros {{ value: 2000 }}  # export.serve waits only while it is at work anyway
 max_enqueued_batches {{ value: 10 }}  # more than these are refused at once
-num_batch_threads {{ value: 4 }}  # as many as the server has cores
+num_batch_threads {{ value: 2 }}  # at most as many as the server has cores
 """
 
 DOCKER = string.Template("""\

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 
 from aiohttp import web
+from async_timeout import timeout
 
 from export.serving.errors import Code, RequestError, require_valid
-
-# Not asyncio.wait_for: before Python 3.12 it forgets that a caller has hung up where that happens
-# just as the result comes.
-if sys.version_info >= (3, 11):
-    from asyncio import timeout
-else:
-    from async_timeout import timeout
 
 UNPACKING = 2  # bodies at a time
 
@@ -59,6 +52,8 @@ async def arriving_within(seconds: float) -> AsyncIterator[None]:
         RequestError: it has not arrived in time.
     """
     try:
+        # Not asyncio.wait_for: before Python 3.12 it forgets that a caller has hung up where that
+        # happens just as the result comes.
         async with timeout(seconds):
             yield
     except asyncio.TimeoutError as error:

@@ -12,10 +12,11 @@ from typing import Any
 
 from absl import logging
 from aiohttp import web
+from async_timeout import timeout
 from tensorflow_serving.apis.model_pb2 import ModelSpec
 
 from export.serving import bodies, json_api, metrics
-from export.serving.bodies import Memory, timeout
+from export.serving.bodies import Memory
 from export.serving.errors import Code, RequestError, require_valid, told
 from export.serving.manager import Manager
 

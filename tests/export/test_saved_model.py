@@ -345,6 +345,31 @@ def test_version_is_never_overwritten_and_stable_waits_for_a_person(
     assert list(ours.model_version_policy.specific.versions) == [1_700_000_000, 1_700_000_001]
 
 
+def test_label_that_a_person_moves_during_an_export_stays(model, tmp_path, monkeypatch):
+    times = iter([1.0, 2.0, 3.0])
+    monkeypatch.setattr("time.time", lambda: next(times))
+    monkeypatch.setattr(check, "check", lambda *args: 0.0)
+    for _ in range(2):
+        versions.publish(model, tmp_path)
+
+    def released_meanwhile(*args):
+        models = server_files.read_models(tmp_path)
+        models.model_config_list.config[0].version_labels["stable"] = 2
+        server_files.write(tmp_path, models)
+        return 0.0
+
+    monkeypatch.setattr(check, "check", released_meanwhile)
+    versions.publish(model, tmp_path)
+    (ours,) = server_files.read_models(tmp_path).model_config_list.config
+    assert dict(ours.version_labels) == {"stable": 2, "canary": 3}
+
+
+def test_no_version_comes_after_the_highest(model, tmp_path):
+    (tmp_path / str(2**63 - 1)).mkdir()
+    with pytest.raises(InputError, match="9223372036854775807, after which no version can come"):
+        versions.publish(model, tmp_path)
+
+
 def test_folder_that_comes_up_meanwhile_is_left_alone(model, tmp_path, monkeypatch):
     monkeypatch.setattr("time.time", lambda: 7.0)
 

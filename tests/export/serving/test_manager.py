@@ -162,3 +162,106 @@ def test_version_whose_warm_up_fails_is_not_taken(version, tmp_path):
             await manager.run(asking.spec(), lambda model: None)
 
     asyncio.run(story())
+
+
+def _half(version, folder):
+    folder.mkdir()
+    shutil.copy(version / "saved_model.pb", folder)
+
+
+KINDS = {
+    "leading zeros": lambda version, folder: shutil.copytree(version, folder / "0000012"),
+    "empty": lambda version, folder: (folder / "12").mkdir(),
+    "half": lambda version, folder: _half(version, folder / "12"),
+    "broken": lambda version, folder: (
+        shutil.copytree(version, folder / "12") / "saved_model.pb"
+    ).write_bytes(b"broken"),
+    "file": lambda version, folder: (folder / "12").touch(),
+    "link to nowhere": lambda version, folder: (folder / "12").symlink_to(folder / "absent"),
+    "no word": lambda version, folder: (folder / "notes").mkdir(),
+    "negative": lambda version, folder: shutil.copytree(version, folder / "-12"),
+    "no ASCII": lambda version, folder: shutil.copytree(version, folder / "١٢"),
+    "64 bits": lambda version, folder: shutil.copytree(version, folder / str(2**63)),
+    "20 digits": lambda version, folder: (folder / ("9" * 20)).mkdir(),
+    "200 digits": lambda version, folder: (folder / ("9" * 200)).mkdir(),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_neighbours_of_all_kinds_hide_no_good_version(kind, version, tmp_path):
+    asking.publish(version, tmp_path, 11)
+    KINDS[kind](version, tmp_path)
+
+    async def served():
+        manager = asking.manager(tmp_path)
+        await manager.refresh()
+        available = manager.available()
+        response = await manager.run(
+            asking.spec(), lambda model: model.predict(asking.png_request())
+        )
+        await manager.close()
+        return available, response.model_spec.version.value
+
+    number = 12 if kind == "leading zeros" else 11
+    assert asyncio.run(served()) == ({number}, number)
+
+
+def test_half_copied_version_is_served_once_it_is_whole(version, tmp_path):
+    asking.publish(version, tmp_path, 1)
+    _half(version, tmp_path / "2")
+
+    async def story():
+        manager = asking.manager(tmp_path)
+        await manager.refresh()
+        assert manager.available() == {1}
+        (failed, _) = manager.status(asking.spec()).model_version_status
+        await manager.refresh()
+        (again, _) = manager.status(asking.spec()).model_version_status
+        assert again is not failed  # a copy
+        assert again == failed  # not tried again while nothing has changed
+        shutil.copytree(version, tmp_path / "2", dirs_exist_ok=True)
+        await manager.refresh()
+        assert manager.available() == {2}
+        await manager.close()
+
+    asyncio.run(story())
+
+
+def test_failed_version_is_tried_again_after_a_minute(version, tmp_path, monkeypatch):
+    """Its folder may be right, and the memory have been short."""
+    asking.publish(version, tmp_path, 1)
+    tries = []
+
+    def fail(*args):
+        tries.append(args)
+        raise MemoryError
+
+    async def story():
+        manager = asking.manager(tmp_path)
+        monkeypatch.setattr("export.serving.manager.Model", fail)
+        await manager.refresh()
+        await manager.refresh()
+        assert len(tries) == 1
+        monkeypatch.setattr("export.serving.manager.RETRY_SECONDS", 0)
+        await manager.refresh()
+        assert len(tries) == 2
+        monkeypatch.undo()
+        monkeypatch.setattr("export.serving.manager.RETRY_SECONDS", 0)
+        await manager.refresh()
+        assert manager.available() == {1}
+        await manager.close()
+
+    asyncio.run(story())
+
+
+def test_folders_of_numbers(tmp_path):
+    for name in ("7", "007", "08", "x", "9x", "1" * 20, str(2**63 - 1)):
+        (tmp_path / name).mkdir()
+    (tmp_path / "10").touch()
+    folders = server_files.version_folders(tmp_path)
+    # Of "007" and "7" the last in the order of names, as in TensorFlow Serving.
+    assert folders == {
+        7: tmp_path / "7",
+        8: tmp_path / "08",
+        2**63 - 1: tmp_path / str(2**63 - 1),
+    }

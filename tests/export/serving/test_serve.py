@@ -27,7 +27,9 @@ def test_running_requests_are_answered_after_sigterm(version, tmp_path):
     large = [images.black_png(2**13, 2**12)] * 8
     body = {"signature_name": "serving_bytes", "inputs": asking.as_json(large)}
     with (
-        embedded.server(tmp_path, f"--max_request_pixels={8 * 2**25}") as running,
+        embedded.server(
+            tmp_path, f"--max_request_pixels={8 * 2**25}", "--grace_seconds=250"
+        ) as running,
         grpc.insecure_channel(running.grpc) as channel,
         ThreadPoolExecutor(2) as threads,
     ):
