@@ -21,7 +21,7 @@ from refilled_tf.learners.base import GlobalBatch, Objective, TeacherEmbeddings
 from refilled_tf.learners.cross_entropy import accuracy, cross_entropy
 from refilled_tf.losses.local import posterior_kl
 from refilled_tf.losses.mixture import log_mixture
-from refilled_tf.losses.probe import probe_posterior
+from refilled_tf.losses.posterior import probe_posterior
 from refilled_tf.models.networks import numbered
 
 

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from scipy.special import log_softmax
 
-from refilled_tf.losses.probe import probe_posterior
+from refilled_tf.losses.posterior import probe_posterior
 
 RANDOM = np.random.default_rng(0)
 EMBEDDINGS = RANDOM.normal(size=(6, 4)).astype(np.float32)
