@@ -3,6 +3,8 @@
 Speaks TensorFlow Serving's gRPC or REST, to TensorFlow Serving itself or to export.serve. Prints
 the most probable classes of every image, best first.
 
+Images are what a viewer shows: turned as their EXIF orientation says, WebP and others re-encoded.
+
 With --support=CLASS=FILE, given for several images, the server learns these classes from the
 request and answers with them instead of its own; a folder stands for the files in it.
 """
@@ -24,6 +26,7 @@ from tensorflow_serving.apis.predict_pb2 import PredictRequest
 from tensorflow_serving.apis.prediction_service_pb2_grpc import PredictionServiceStub
 
 from export import MODEL_NAME
+from refilled_tf.data import pixels
 from refilled_tf.entry import run_main
 from refilled_tf.errors import InputError, require
 
@@ -176,10 +179,13 @@ def over_grpc(address: str, spec: ModelSpec, inputs: Inputs) -> Classes:
 
 
 def _read(path: str) -> bytes:
+    """Reads an image, turned and re-encoded where the server would see other pixels."""
     try:
-        return Path(path).read_bytes()
+        return pixels.for_graph(Path(path).read_bytes())
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 if __name__ == "__main__":

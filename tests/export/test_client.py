@@ -8,11 +8,13 @@ import re
 import commands
 import embedded
 import numpy as np
+import PIL.Image
 import pytest
 import tensorflow as tf
 from tensorflow_serving.apis.model_pb2 import ModelSpec
 
 from export import client
+from refilled_tf.data import pixels
 from refilled_tf.errors import InputError
 from refilled_tf.models import networks
 
@@ -30,16 +32,16 @@ def files(model, tmp_path_factory):
     """Two test images as files."""
     folder = tmp_path_factory.mktemp("files")
     paths = [folder / "first.png", folder / "second image.png"]
-    for path, pixels in zip(paths, model.data.test.images, strict=False):
-        path.write_bytes(tf.io.encode_png(pixels).numpy())
+    for path, image in zip(paths, model.data.test.images, strict=False):
+        path.write_bytes(tf.io.encode_png(image).numpy())
     return paths
 
 
 @pytest.fixture(scope="module")
 def printed(model, files):
     """What the client is to print of them."""
-    pixels = model.data.test.images[: len(files)].astype(np.float32)
-    logits = networks.outputs_of(model.network, [pixels])["logits"]
+    images = model.data.test.images[: len(files)].astype(np.float32)
+    logits = networks.outputs_of(model.network, [images])["logits"]
     blocks = []
     for path, row in zip(files, tf.nn.softmax(logits).numpy(), strict=True):
         best = np.argsort(-row)
@@ -53,6 +55,29 @@ def test_classes_are_printed(protocol, server, files, printed):
     address = {"grpc": f"grpc://{server.grpc}", "http": server.http}[protocol]
     run = commands.run("export.client", f"--address={address}", "--label=stable", *files)
     assert (run.returncode, run.stdout) == (0, printed), run.stderr
+
+
+def test_image_is_turned_as_its_orientation_says(server, files, printed, tmp_path):
+    """Stored lying on its side, with the orientation that puts it upright again; and as WebP."""
+    upright = PIL.Image.open(files[0]).convert("RGB")
+    exif = PIL.Image.Exif()
+    exif[pixels.ORIENTATION] = 6
+    lying = upright.transpose(PIL.Image.Transpose.ROTATE_90)
+    for path, options in (
+        (tmp_path / "turned.png", {"exif": exif}),
+        (tmp_path / "other.webp", {"lossless": True}),
+    ):
+        (lying if "exif" in options else upright).save(path, **options)
+        run = commands.run("export.client", f"--address={server.http}", path)
+        wanted = printed.split(str(files[1]))[0].replace(str(files[0]), str(path))
+        assert (run.returncode, run.stdout) == (0, wanted), run.stderr
+
+
+def test_file_that_is_no_image_is_named(files, tmp_path):
+    (tmp_path / "notes.txt").write_text("no image")
+    run = commands.run("export.client", files[0], tmp_path / "notes.txt")
+    assert run.returncode == 1
+    assert f"error: {tmp_path / 'notes.txt'}: it is no JPEG, PNG" in run.stderr
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
