@@ -61,7 +61,7 @@ def tensorflow(python: str) -> str:
     wanted = f"--pythons: {python} is no Python with what requirements.txt names"
     require(shutil.which(python) is not None, wanted)
     run = subprocess.run([python, "-c", program], capture_output=True, text=True, check=False)
-    require(run.returncode == 0, wanted)
+    require(run.returncode == 0 and run.stdout != "", wanted)
     return run.stdout.strip()
 
 
