@@ -27,6 +27,7 @@ import os
 import shutil
 import statistics
 import sys
+from collections.abc import Iterable
 
 import refilled_tf  # noqa: F401  # isort: skip  # before TensorFlow, which it sets up
 import numpy as np
@@ -101,12 +102,8 @@ FLAGS = flags.FLAGS
 
 def main(argv: list[str]) -> None:
     require(len(argv) == 1, f"unexpected argument {argv[1:]}; every option is a --flag")
-    for option, given, known in (
-        ("networks", FLAGS.networks, PAIRS),
-        ("steps", FLAGS.steps or [], OBJECTIVES),
-    ):
-        unknown = sorted(set(given) - set(known))
-        require(not unknown, f"--{option}: {', '.join(unknown)}; there are {', '.join(known)}")
+    require_known("networks", FLAGS.networks, PAIRS)
+    require_known("steps", FLAGS.steps or [], OBJECTIVES)
     if FLAGS.serve:
         _serve(PAIRS[FLAGS.networks[0]], FLAGS.steps[0])
         return
@@ -130,6 +127,12 @@ def main(argv: list[str]) -> None:
             if step == "student":
                 alone = speeds["ours"]
             print(line(row(name, step, speeds, alone)), flush=True)
+
+
+def require_known(option: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raises InputError unless all that an option lists is known."""
+    unknown = sorted(set(given) - set(known))
+    require(not unknown, f"--{option}: {', '.join(unknown)}; there are {', '.join(known)}")
 
 
 def measure(name: str, step: str) -> dict[str, float]:
@@ -198,15 +201,17 @@ def _serve(pair: Pair, step: str) -> None:
     strategy = experiment.make_strategy("mirrored")
     objective, size = OBJECTIVES[step], pair.image_size
     with strategy.scope():
-        if objective.classifies:
-            student = networks.classifier(pair.student, size, CLASSES)
-        else:
-            student = networks.embedding_network(pair.student, size)
         teacher = None
         if objective.needs_teacher:
             # As if it had been saved and loaded, the clone has batch norms for one device.
             teacher = tf.keras.models.clone_model(networks.classifier(pair.teacher, size, CLASSES))
-        recipe = Recipe(learning_rate=0.01)  # random images are not learnt at .1
+        # Random images are not learnt at a rate of .1.
+        recipe = Recipe(learning_rate=0.01, precision=FLAGS.precision)
+        tf.keras.mixed_precision.set_global_policy(recipe.precision)
+        if objective.classifies:
+            student = networks.classifier(pair.student, size, CLASSES)
+        else:
+            student = networks.embedding_network(pair.student, size)
         learner = Learner(student, objective, teacher, weight_decay=recipe.weight_decay)
         learner.compile(optimizer=recipe.optimizer(1))
         learner.optimizer.build(learner.trainable_variables)
@@ -221,8 +226,8 @@ def _serve(pair: Pair, step: str) -> None:
 def _one_batch(size: int) -> tf.data.Dataset:
     """Repeats a batch that holds four images of each class in it."""
     images = tf.random.uniform((FLAGS.batch_size, size, size, 3), maxval=255.0)
-    labels = tf.range(FLAGS.batch_size) // 4 % CLASSES
-    return tf.data.Dataset.from_tensors((images, labels)).repeat()
+    rows = tf.range(FLAGS.batch_size)
+    return tf.data.Dataset.from_tensors((images, rows // 4 % CLASSES, rows)).repeat()
 
 
 def _augmented_batches(size: int) -> tf.data.Dataset:
@@ -250,6 +255,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("threads", os.cpu_count(), "Of each process.", lower_bound=1)
     flags.DEFINE_integer("block", 10, "Steps that are timed as one.", lower_bound=1)
     flags.DEFINE_integer("repeats", 7, "Timed blocks, after one of warming up.", lower_bound=1)
+    flags.DEFINE_string("precision", "float32", "Of the student, with --serve.")
     flags.DEFINE_string("torch_python", ".venv-torch/bin/python", "Has torch; empty: ours alone.")
     flags.DEFINE_bool("serve", False, "Internal: time one step of one network for another process.")
     run_main(main)

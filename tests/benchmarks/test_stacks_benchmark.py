@@ -1,0 +1,62 @@
+"""The benchmark of several Pythons: what it compares, and what it refuses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import commands
+import pytest
+import tensorflow as tf
+
+from benchmarks import blocks, stacks
+from refilled_tf.errors import InputError
+
+
+def test_cells_by_hand():
+    # Turn by turn the second is 1, 2 and 4 times as fast; its median block takes half a second.
+    seconds = {"a": [1.0, 1.0, 1.0], "b": [1.0, 0.5, 0.25]}
+    assert stacks.cells(seconds, images=500) == ["500", "1,000 (2.00, 1.00 to 4.00)"]
+
+
+def test_versions_are_those_of_each_python():
+    assert stacks.tensorflow(sys.executable) == tf.__version__
+
+
+@pytest.mark.parametrize("python", ["no/such/python", "true"])
+def test_what_is_no_python_with_tensorflow_is_named(python):
+    with pytest.raises(InputError, match=f"--pythons: {python} is no Python with what req"):
+        stacks.tensorflow(python)
+
+
+@pytest.mark.slow
+def test_command_times_every_precision():
+    run = commands.run(
+        "benchmarks.stacks",
+        f"--pythons={sys.executable}",
+        "--precisions=float32,mixed_bfloat16",
+        *("--networks=mobilenet_25", "--steps=stage 2"),
+        *("--batch_size=8", "--block=1", "--repeats=2", "--threads=1"),
+        cwd=blocks.ROOT,
+    )
+    assert run.returncode == 0, run.stderr
+    header, _, row = (line for line in run.stdout.splitlines() if line.startswith("|"))
+    version = tf.__version__
+    expected = f"| network | step | {version} float32 | {version} mixed_bfloat16 |"
+    assert header == expected
+    name, step, first, second = (cell.strip() for cell in row.strip("|").split("|"))
+    assert (name, step) == ("mobilenet_25", "stage 2")
+    assert float(first) > 0
+    assert float(second.split(" (")[0]) > 0
+
+
+def test_unknown_step_is_named():
+    run = subprocess.run(
+        [sys.executable, "-m", "benchmarks.stacks", "--pythons=python", "--steps=KDD"],
+        cwd=blocks.ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 1
+    assert run.stderr.startswith("error: --steps: KDD; there are student, ")
