@@ -70,8 +70,8 @@ def cost(teacher: Teacher) -> str | None:
         return None
     return (
         f"--teacher={teacher.file} knows each image as it is, and none of its crops and flips: all "
-        "rows that it teaches learn without augmentation, while the row Student has it. With few "
-        "images that costs much; a network that can be run (.onnx, .keras) teaches augmented views"
+        "rows that it teaches learn without augmentation, while a student alone has it. A network "
+        "that can be run (.onnx, .keras) teaches augmented views"
     )
 
 
