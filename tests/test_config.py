@@ -25,8 +25,10 @@ SHARED = {
     "cub50.gin",
     "cub50_imagenet.gin",
     "cub50_species.gin",
+    "cub50_pool.gin",
     "cifar100_cross.gin",
     "cifar100_cross_cpu.gin",
+    "cifar100_pool_cpu.gin",
 }
 OVERLAY = "official_code.gin"
 BENCHMARK = "optimizers/benchmark.gin"
