@@ -208,8 +208,8 @@ class Machine:
         self.folder, self.log = folder, folder / "log"
         shutil.copy(ROOT / "Makefile", folder)
         shutil.copytree(ROOT / "tools", folder / "tools")
-        for name in ("requirements.txt", "requirements-dev.txt"):
-            (folder / name).touch()
+        for path in ROOT.glob("requirements*.txt"):
+            (folder / path.name).touch()
         for minor in (11, 13):
             path = folder / "bin" / f"python3.{minor}"
             path.parent.mkdir(exist_ok=True)
