@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler, normalize
@@ -132,9 +131,11 @@ def _fit(inputs: np.ndarray, labels: np.ndarray, c: float) -> tuple[np.ndarray, 
 
 def _calibrated(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     """Returns the temperature of the lowest mean negative log-likelihood, and the latter."""
-    losses = [
-        -log_softmax(logits / temperature, axis=1)[np.arange(len(labels)), labels].mean()
-        for temperature in TEMPERATURES
-    ]
+    rows = np.arange(len(labels))
+    losses = []
+    for temperature in TEMPERATURES:
+        scaled = (logits - logits.max(axis=1, keepdims=True)) / temperature
+        log_sums = np.log(np.exp(scaled).sum(axis=1))
+        losses.append(np.mean(log_sums - scaled[rows, labels]))
     best = int(np.argmin(losses))
     return float(TEMPERATURES[best]), float(losses[best])
