@@ -457,9 +457,10 @@ def _decoded(encoded: tf.Tensor) -> tf.Tensor:
         color, alpha = (tf.cast(part, tf.uint16) for part in tf.split(pixels, [3, 1], axis=-1))
         # Where pixels have fewer than 8 bits, and none is transparent, TensorFlow takes the largest
         # number of so many bits for opaque, and not 255.
-        bits = tf.cast(
-            tf.io.decode_raw(tf.strings.substr(encoded, PNG_BITS, 1), tf.uint8)[0], tf.int32
-        )
+        # With zeros behind it, so that it can be read of a file that ends before.
+        head = tf.strings.substr(encoded, 0, PNG_BITS + 1) + b"\0" * (PNG_BITS + 1)
+        bits = tf.io.decode_raw(tf.strings.substr(head, PNG_BITS, 1), tf.uint8)[0]
+        bits = tf.cast(bits, tf.int32)
         most = tf.cast(tf.bitwise.left_shift(1, tf.minimum(bits, 8)) - 1, tf.uint16)
         alpha = tf.where(tf.reduce_all(alpha == most), tf.constant(255, tf.uint16), alpha)
         return tf.cast((color * alpha + 255 * (255 - alpha) + 127) // 255, tf.uint8)

@@ -220,3 +220,9 @@ def test_nearly_clear_pixels_are_no_opaque_ones():
 def test_what_is_no_image_is_refused(file):
     with pytest.raises(InputError, match="it is"):
         pixels.for_graph(file)
+
+
+@pytest.mark.parametrize("length", [9, 24, 25])
+def test_beginning_of_a_png_is_a_tensorflow_error(length):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="PNG"):
+        sources._decoded(tf.constant(_file(PIL.Image.fromarray(_noise(3)))[:length]))
