@@ -21,9 +21,11 @@ class _Application:
     """What these networks have in common.
 
     Attributes:
+        network: its name in tf.keras.applications.
         stem: name of Keras's first convolution.
     """
 
+    network: ClassVar[str]
     stem: ClassVar[str]
 
     width: float = 1.0
@@ -64,7 +66,7 @@ class _Application:
 
     def application(self, **options: Any) -> tf.keras.Model:
         """Returns Keras's own network of this width, for images in [-1, 1], without classifier."""
-        make = getattr(tf.keras.applications, type(self).__name__)
+        make = getattr(tf.keras.applications, self.network)
         options |= {"include_top": False, "pooling": "avg"}
         return make(alpha=self.width, **options)
 
@@ -95,6 +97,7 @@ class MobileNet(_Application):
             default of the codebases that the recipe comes from.
     """
 
+    network: ClassVar[str] = "MobileNet"
     stem: ClassVar[str] = "conv1"
 
     @property
@@ -118,6 +121,7 @@ class MobileNetV2(_Application):
         batch_norm_momentum: as in `MobileNet`.
     """
 
+    network: ClassVar[str] = "MobileNetV2"
     stem: ClassVar[str] = "Conv1"
 
     @property
@@ -138,6 +142,7 @@ class MobileNetV3Small(_Application):
         minimalistic: whether it does without squeeze-and-excite, hard swish and 5×5 kernels.
     """
 
+    network: ClassVar[str] = "MobileNetV3Small"
     stem: ClassVar[str] = "Conv"
 
     minimalistic: bool = False
