@@ -54,7 +54,7 @@ def test_a_tfds_dataset_may_be_one_of_its_splits():
     assert both == TfdsSource("cifar100", splits=("train", "test"), key="id")
     assert one == TfdsSource("cifar100", splits=("train",), key="id")
     assert _again([both, one]) == (both, one)
-    with pytest.raises(InputError, match="cifar100 has no split valid; it has test, train"):
+    with pytest.raises(InputError, match="cifar100 has no split valid; it has "):
         pools.parse("cifar100:valid", None)
 
 
