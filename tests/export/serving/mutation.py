@@ -131,7 +131,7 @@ def http_request(dice: random.Random) -> bytes:
     """Returns a request as it goes over the wire, which may be none."""
     content, headers = body(dice), {}
     if dice.random() < 0.2:
-        content = gzip.compress(content)
+        content = gzip.compress(content, mtime=0)
         headers["Content-Encoding"] = dice.choice(["gzip", "gzip", "br", "x" * 99])
         content = mutated(dice, content) if dice.random() < 0.5 else content
     if dice.random() < 0.1:
