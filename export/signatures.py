@@ -12,7 +12,10 @@ serving_support  support_bytes [N] string, JPEG or PNG   classes, scores
 
 An Example holds the encoded image as its feature "image/encoded". Encoded images may have any
 shape and number of channels, and up to MAX_PIXELS pixels; they are seen as the scoring after the
-training saw its images. A batch may be empty, and is then answered by nothing.
+training saw its images, but for two things that TensorFlow does not read: EXIF, so that a turned
+photo stays turned, and a PNG's transparent colours, where it has no alpha channel. The client and
+the embedded server mend both before the graph (refilled_tf.data.pixels.for_graph). A batch may be
+empty, and is then answered by nothing.
 
 classes        [B, k] string, the k = min(5, C) most probable classes, best first
 scores         [B, k] float32, their probabilities

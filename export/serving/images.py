@@ -1,99 +1,118 @@
 """Encoded images on their way into the graph: the one place where a server looks at them.
 
-What the graph cannot do with the bytes of an image, or not cheaply, belongs into `normalised`.
+They are read from their headers first, which tell how many pixels there are; only then, within the
+limits, are those decoded of which the graph would see other pixels than a viewer shows.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import tensorflow as tf
 from google.protobuf.message import DecodeError
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
 
-from export.serving.errors import Code, RequestError, require_valid
+from export.serving.errors import Code, RequestError
+from refilled_tf.data import pixels
+from refilled_tf.errors import InputError, require
 
 FEATURE = "image/encoded"  # of a tf.Example
-# By what a file begins with. Of the two classes only the header is asked for, no pixels.
-READERS = {b"\xff\xd8\xff": JpegImageFile, b"\x89PNG\r\n\x1a\n": PngImageFile}
+# The inputs that hold images, whatever their signature.
+PLAIN = ("image_bytes", "support_bytes", "query_bytes")
+EXAMPLES = ("examples", "inputs")
 
 
-def normalised(encoded: bytes) -> tuple[bytes, int]:
-    """Returns an image as the graph is to see it, and how many pixels it has.
+class Images(NamedTuple):
+    """The images of an input.
 
-    Raises:
-        RequestError: it is neither JPEG nor PNG, or its header cannot be read.
+    Attributes:
+        encoded: each image's file.
+        pixels: how many they have together.
     """
-    reader = _reader(encoded)
-    require_valid(reader is not None, "neither JPEG nor PNG")
-    try:
-        width, height = reader(io.BytesIO(encoded)).size
-    except Exception as error:  # as many kinds as a header can be broken in
-        message = f"the header cannot be read: {error}"
-        raise RequestError(Code.INVALID_ARGUMENT, message) from error
-    return encoded, width * height
+
+    encoded: Sequence[bytes]
+    pixels: int
 
 
-def normalised_example(example: bytes) -> tuple[bytes, int]:
-    """Does the same to the image in a serialized tf.Example; its other features are left out.
-
-    Raises:
-        RequestError: it is no such Example, or `normalised` refuses its image.
-    """
-    require_valid(
-        _reader(example) is None,
-        f"an image, where a serialized tf.Example with its feature {FEATURE!r} is wanted; the "
-        "signature 'serving_bytes' takes images as they are",
-    )
-    try:
-        features = tf.train.Example.FromString(example).features.feature
-    except DecodeError as error:
-        message = "no serialized tf.Example"
-        raise RequestError(Code.INVALID_ARGUMENT, message) from error
-    found = features[FEATURE].bytes_list.value if FEATURE in features else ()
-    require_valid(
-        len(found) == 1, f"a tf.Example without the bytes of one image as its feature {FEATURE!r}"
-    )
-    encoded, pixels = normalised(found[0])
-    feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[encoded]))
-    alone = tf.train.Example(features=tf.train.Features(feature={FEATURE: feature}))
-    return alone.SerializeToString(), pixels
-
-
-# By the name of an input, whatever its signature.
-NORMALISERS: dict[str, Callable[[bytes], tuple[bytes, int]]] = {
-    "image_bytes": normalised,
-    "support_bytes": normalised,
-    "query_bytes": normalised,
-    "examples": normalised_example,
-    "inputs": normalised_example,
-}
-
-
-def normalise(name: str, strings: Sequence[bytes]) -> tuple[Sequence[bytes], int]:
-    """Normalises all images of an input, and counts their pixels.
+def read(name: str, strings: Sequence[bytes]) -> Images:
+    """Reads the headers of an input's images.
 
     Args:
-        name: of the input; one that holds no images passes as it is.
+        name: of the input, one of PLAIN or EXAMPLES.
         strings: what it holds.
 
     Raises:
         RequestError: one of them is not what it should be.
     """
-    if name not in NORMALISERS:
-        return strings, 0
-    images, total = [], 0
+    encoded, total = [], 0
     for row, string in enumerate(strings):
-        try:
-            image, pixels = NORMALISERS[name](string)
-        except RequestError as error:
-            raise RequestError(error.code, f"{name}[{row}]: {error.message}") from error
-        images.append(image)
-        total += pixels
-    return images, total
+        with _named(name, row):
+            encoded.append(_of_example(string) if name in EXAMPLES else string)
+            width, height = pixels.opened(encoded[-1]).size
+            total += width * height
+    return Images(encoded, total)
 
 
-def _reader(encoded: bytes) -> type | None:
-    return next((READERS[head] for head in READERS if encoded.startswith(head)), None)
+def for_graph(name: str, images: Images) -> list[bytes]:
+    """Makes images into strings of which the graph sees the right pixels.
+
+    Args:
+        name: of the input.
+        images: what `read` found in it.
+
+    Returns:
+        Files, or serialized tf.Examples without any other feature, as the input takes them.
+
+    Raises:
+        RequestError: one of them is damaged.
+    """
+    strings = []
+    for row, encoded in enumerate(images.encoded):
+        with _named(name, row):
+            seen = pixels.for_graph(encoded)
+        strings.append(_example(seen) if name in EXAMPLES else seen)
+    return strings
+
+
+@contextlib.contextmanager
+def _named(name: str, row: int) -> Iterator[None]:
+    """Has errors begin with the place of the image."""
+    try:
+        yield
+    except InputError as error:
+        message = f"{name}[{row}]: {error}"
+        raise RequestError(Code.INVALID_ARGUMENT, message) from error
+
+
+def _of_example(string: bytes) -> bytes:
+    """Returns the image in a serialized tf.Example."""
+    try:
+        features = tf.train.Example.FromString(string).features.feature
+        found = features[FEATURE].bytes_list.value if FEATURE in features else ()
+        require(
+            len(found) == 1,
+            f"it is a tf.Example without the bytes of one image as its feature {FEATURE!r}",
+        )
+    except (DecodeError, InputError) as error:
+        require(
+            not _is_image(string),
+            f"it is an image, where a serialized tf.Example with its feature {FEATURE!r} is "
+            "wanted; the signature 'serving_bytes' takes images as they are",
+        )
+        unread = isinstance(error, DecodeError)
+        raise InputError("it is no serialized tf.Example") if unread else error from None
+    return found[0]
+
+
+def _example(encoded: bytes) -> bytes:
+    feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[encoded]))
+    alone = tf.train.Features(feature={FEATURE: feature})
+    return tf.train.Example(features=alone).SerializeToString()
+
+
+def _is_image(string: bytes) -> bool:
+    try:
+        return pixels.opened(string) is not None
+    except InputError:
+        return False

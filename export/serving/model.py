@@ -242,16 +242,19 @@ class Model:
 
     def _call(self, signature: str, arrays: Arrays, finish: Callable[[Arrays], Answer]) -> Call:
         """Makes a call of arrays that fit a signature, once their images are looked at."""
-        pixels = 0
-        for name, array in arrays.items():
-            strings, count = images.normalise(name, array)
-            arrays[name] = np.array(strings, array.dtype)
-            pixels += count
+        found = {
+            name: images.read(name, array)
+            for name, array in arrays.items()
+            if name in images.PLAIN + images.EXAMPLES
+        }
+        pixels = sum(each.pixels for each in found.values())
         require_valid(
             pixels <= self._limits.pixels,
             f"the request's images have {pixels} pixels together, the limit is "
             f"--max_request_pixels={self._limits.pixels}; send fewer at a time, or smaller ones",
         )
+        for name, each in found.items():
+            arrays[name] = np.array(images.for_graph(name, each), object)
         # The rows of several inputs belong to each other, and not to those of other callers.
         return Call(
             kind=signature if len(arrays) == 1 else None,

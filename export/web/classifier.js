@@ -51,10 +51,16 @@ class Classifier {
       resizeHeight: this.height,
       resizeQuality: "high",
     });
-    const begin = performance.now();
-    const { classifications } = this.#task.classify(resized);
-    const milliseconds = performance.now() - begin;
+    // What is transparent lies on white, as in training.
+    const canvas = new OffscreenCanvas(this.width, this.height);
+    const paper = canvas.getContext("2d", { alpha: false });
+    paper.fillStyle = "white";
+    paper.fillRect(0, 0, this.width, this.height);
+    paper.drawImage(resized, 0, 0);
     resized.close();
+    const begin = performance.now();
+    const { classifications } = this.#task.classify(canvas);
+    const milliseconds = performance.now() - begin;
     const classes = classifications[0].categories.map(({ categoryName, score }) => ({
       name: categoryName,
       probability: score,

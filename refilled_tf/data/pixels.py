@@ -19,6 +19,8 @@ from refilled_tf.errors import InputError, require
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
 ORIENTATION = 0x0112  # EXIF's tag
+# One of them stands in a PNG that says how it is turned, perhaps behind its pixels.
+PNG_TURNS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 
 
 def opened(encoded: bytes | BinaryIO) -> PIL.Image.Image:
@@ -28,12 +30,17 @@ def opened(encoded: bytes | BinaryIO) -> PIL.Image.Image:
         encoded: the file's content, or the file.
 
     Raises:
-        InputError: it is no image.
+        InputError: it is no image, or has more pixels than Pillow dares to read.
     """
     require(encoded != b"", "it is empty")
     file = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
     try:
         return PIL.Image.open(file, formats=FORMATS)
+    except PIL.Image.DecompressionBombError as error:
+        most = 2 * PIL.Image.MAX_IMAGE_PIXELS
+        raise InputError(
+            f"it has more than the {most // 10**6} megapixels that are read; make it smaller"
+        ) from error
     except Exception as error:  # Pillow raises whatever a format's reader raised.
         raise InputError("it is no JPEG, PNG, BMP, GIF or WebP") from error
 
@@ -87,7 +94,12 @@ def for_graph(encoded: bytes) -> bytes:
         InputError: as `decode`.
     """
     image = opened(encoded)
-    turned = image.getexif().get(ORIENTATION, 1) != 1
+    # Pillow decodes the whole of a PNG to look for its orientation.
+    upright = image.format == "PNG" and not any(mark in encoded for mark in PNG_TURNS)
+    try:
+        turned = not upright and image.getexif().get(ORIENTATION, 1) != 1
+    except Exception as error:
+        raise InputError(f"it is damaged: {error}") from error
     # MPO is how Pillow names a JPEG that more of them follow in the same file, as cameras make it.
     if image.format in ("JPEG", "MPO") and not turned:
         return encoded
@@ -96,3 +108,4 @@ def for_graph(encoded: bytes) -> bytes:
     out = io.BytesIO()
     PIL.Image.fromarray(decode(encoded)).save(out, "PNG", compress_level=1)
     return out.getvalue()
+

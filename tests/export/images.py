@@ -1,5 +1,6 @@
 """Image files that a server has to cope with."""
 
+import io
 import struct
 import zlib
 
@@ -9,6 +10,13 @@ import tensorflow as tf
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
 JPEG = tf.io.encode_jpeg(PIXELS).numpy()
 NOISE_PNG = tf.io.encode_png(PIXELS).numpy()
+
+
+def encoded(image, kind, **options):
+    """Writes a Pillow image as a file of a kind, such as "WEBP"."""
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
 
 
 def black_png(width, height, before_header=b""):

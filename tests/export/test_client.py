@@ -155,8 +155,8 @@ def test_command_ends_with_one_line_on_bad_input(arguments, message):
         (
             {"name": "refilled"},
             b"no image",
-            "INVALID_ARGUMENT: image_bytes[0]: neither JPEG nor PNG",
-            "400: image_bytes[0]: neither JPEG nor PNG",
+            "INVALID_ARGUMENT: image_bytes[0]: it is no JPEG, PNG, BMP, GIF or WebP",
+            "400: image_bytes[0]: it is no JPEG, PNG, BMP, GIF or WebP",
         ),
     ],
 )

@@ -15,12 +15,14 @@ import time
 
 import digits
 import numpy as np
+import PIL.Image
 import pytest
 import tensorflow as tf
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
+from refilled_tf.data import pixels
 from refilled_tf.data.sources import decode_image
 from refilled_tf.models import networks
 
@@ -219,6 +221,30 @@ def test_large_picture_is_resized_as_in_training(page, known, model, tmp_path):
     bars = page.bars()
     assert next(iter(bars)) == _first(expected)
     assert bars == pytest.approx({name: 100 * p for name, p in expected.items()}, abs=5)
+
+
+@pytest.mark.parametrize("kind", ["turned", "transparent", "palette"])
+def test_pixels_are_those_of_a_viewer(kind, page, known, model, tmp_path):
+    """Stored on its side with EXIF that turns it back; or a digit that is a hole in black paper."""
+    images, wanted = known
+    row = max(range(len(images)), key=lambda row: max(wanted[row].values()))
+    path = tmp_path / f"{kind}.png"
+    if kind == "turned":
+        exif = PIL.Image.Exif()
+        exif[pixels.ORIENTATION] = 6
+        PIL.Image.fromarray(np.rot90(images[row]).copy()).save(path, exif=exif)
+    else:
+        alpha = 255 - images[row].max(axis=-1, keepdims=True)  # ink is bright: cut it out
+        image = PIL.Image.fromarray(np.concatenate([0 * images[row], alpha], axis=-1))
+        if kind == "palette":
+            image = image.quantize(16, method=PIL.Image.Quantize.FASTOCTREE)
+        image.save(path)
+    seen = pixels.decode(path.read_bytes())
+    (expected,) = _probabilities(model, seen[None])
+    page.use_picture(path)
+    bars = page.bars()
+    assert next(iter(bars)) == _first(expected)
+    assert bars == pytest.approx({name: 100 * p for name, p in expected.items()}, abs=1)
 
 
 def test_dropped_files_are_told_apart_by_their_names(page, tflite_folder, known, tmp_path):

@@ -104,7 +104,7 @@ def test_image_for_a_signature_of_examples_is_pointed_to_the_right_one(predictio
     for content in (images.NOISE_PNG, images.JPEG):
         for signature, name in (("", "examples"), ("classify", "inputs")):
             message = (
-                f"{name}[0]: an image, where a serialized tf.Example with its feature "
+                f"{name}[0]: it is an image, where a serialized tf.Example with its feature "
                 "'image/encoded' is wanted; the signature 'serving_bytes' takes images as they are"
             )
             request = asking.predict_request(signature, {name: [content]})

@@ -25,21 +25,23 @@ pytestmark = pytest.mark.slow
 
 
 SIGNATURES = "classify, embedding, serving_bytes, serving_default, serving_support, serving_tensor"
-NEITHER = "image_bytes[0]: neither JPEG nor PNG"
+NO_IMAGE = "it is no JPEG, PNG, BMP, GIF or WebP"
 PIXELS = (
     "the request's images have {} pixels together, the limit is --max_request_pixels=33554432; "
     "send fewer at a time, or smaller ones"
 )
 # What the server finds before the graph does, in its own words.
 SOONER = {
-    "nothing": NEITHER,
-    "text": NEITHER,
-    "gif": NEITHER,
+    "nothing": "image_bytes[0]: it is empty",
+    "text": f"image_bytes[0]: {NO_IMAGE}",
+    "gif": f"image_bytes[0]: {NO_IMAGE}",
     "50 megapixels": PIXELS.format(50_000_000),
     "50 megapixels behind a chunk that says less": PIXELS.format(50_000_000),
-    "giant jpeg": PIXELS.format(65_000**2),
-    "beginning of a jpeg": "image_bytes[0]: the header cannot be read: Truncated File Read",
-    "beginning of a png": "image_bytes[0]: the header cannot be read: Truncated File Read",
+    "giant jpeg": (
+        "image_bytes[0]: it has more than the 178 megapixels that are read; make it smaller"
+    ),
+    "beginning of a jpeg": f"image_bytes[0]: {NO_IMAGE}",
+    "beginning of a png": f"image_bytes[0]: {NO_IMAGE}",
 }
 BOTH = {
     name: ("serving_bytes", {"image_bytes": [content]}, SOONER.get(name, text))
@@ -49,17 +51,18 @@ BOTH |= {
     "one bad image among good ones": (
         "embedding",
         {"image_bytes": [images.NOISE_PNG, b"no image", images.JPEG]},
-        "image_bytes[1]: neither JPEG nor PNG",
+        f"image_bytes[1]: {NO_IMAGE}",
     ),
     "no example": (
         "serving_default",
         {"examples": [b"no example"]},
-        "examples[0]: no serialized tf.Example",
+        "examples[0]: it is no serialized tf.Example",
     ),
     "example without an image": (
         "classify",
         {"inputs": [tf.train.Example().SerializeToString()]},
-        "inputs[0]: a tf.Example without the bytes of one image as its feature 'image/encoded'",
+        "inputs[0]: it is a tf.Example without the bytes of one image as its feature "
+        "'image/encoded'",
     ),
     "unknown signature": (
         "serving_image",
