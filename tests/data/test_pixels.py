@@ -228,7 +228,7 @@ def test_beginning_of_a_png_is_a_tensorflow_error(length):
         sources._decoded(tf.constant(_file(PIL.Image.fromarray(_noise(3)))[:length]))
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
 def test_broken_exif_is_damage_as_in_training(kind):
     file = _file(PIL.Image.fromarray(_smooth()), kind, exif=b"Exif\0\0neither endianness")
     for read in (pixels.decode, pixels.for_graph):
@@ -238,7 +238,8 @@ def test_broken_exif_is_damage_as_in_training(kind):
 
 def test_more_pixels_than_pillow_reads_are_said():
     """16,384² = 268 million, of the 2 · 89 million after which Pillow refuses."""
-    header = struct.pack(">IIBBBBB", 2**14, 2**14, 8, 0, 0, 0, 0)
-    check = struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    file = _raw_png(8, 0)
+    giant = struct.pack(">IIBBBBB", 2**14, 2**14, 8, 0, 0, 0, 0)
+    checked = giant + struct.pack(">I", zlib.crc32(b"IHDR" + giant))
     with pytest.raises(InputError, match="more than the 178 megapixels that are read"):
-        pixels.opened(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + header + check)
+        pixels.opened(file[:16] + checked + file[16 + len(checked) :])
