@@ -17,9 +17,11 @@ import numpy as np
 from refilled_tf import config, experiment, predictions, storage, training
 from refilled_tf.data.task import Task, read_index, select
 from refilled_tf.errors import DivergedError
+from refilled_tf.experiment import Experiment
 from refilled_tf.launch import launch, prepare
 
 HOLDOUT = 0.2
+_HELD_OUT = f"student.holdout = {HOLDOUT}"
 REFERENCE = "student_kx"  # the student alone, as long
 REFIT = "_refit"  # how the stage is named that fits another one's last layer anew
 HEAD = "teacher_head"  # the teacher with a linear classifier
@@ -38,6 +40,16 @@ def names(has_pool: bool) -> list[str]:
     """Returns the stages that compete, each before the one that refits its last layer."""
     trained = (*ALONE, *(WITH_POOL if has_pool else ()))
     return [name for each in trained for name in (each, each + REFIT)]
+
+
+def experiment_of(text: str, has_pool: bool) -> Experiment:
+    """Returns the experiment of all candidates.
+
+    Args:
+        text: the experiment in gin.
+        has_pool: whether there are unlabelled images.
+    """
+    return config.load_text(text, [_rows(names(has_pool)), _HELD_OUT])
 
 
 def planned_steps(
@@ -71,7 +83,7 @@ def steps_within(
     """
     started, count = time.monotonic(), len(names(has_pool)) // 2 + 2
     slowest = names(has_pool)[-2]
-    spec = config.load_text(text, [_rows([slowest]), f"student.holdout = {HOLDOUT}"])
+    spec = config.load_text(text, [_rows([slowest]), _HELD_OUT])
     where = prepare(spec, folder, data_dir)
     *parents, stage = spec.stages()
     for parent in parents:
@@ -111,7 +123,7 @@ def run(
     storage.write_text(gin_file, text)
 
     def train(rows: Sequence[str]) -> dict[str, Any]:
-        params = [_rows(rows), f"student.holdout = {HOLDOUT}"]
+        params = [_rows(rows), _HELD_OUT]
         _, _, results = launch([str(gin_file)], params, folder, data_dir, command)
         return results
 

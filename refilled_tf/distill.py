@@ -34,8 +34,10 @@ from refilled_tf import (
     config,
     distill_config,
     distill_report,
+    experiment,
     pools,
     predictions,
+    retraining,
     storage,
     students,
     teachers,
@@ -65,10 +67,14 @@ def main(argv: list[str]) -> None:
         "Experiment.rows has no classifier of the student's to export, such as @probe/Stage()",
     )
     gin_file, work_dir = output / "distill.gin", output / "training"
+    renew(plan, output)
     if not gin_file.exists():  # else all is chosen, and work_dir is of what was
         prepare(spec, work_dir, FLAGS.data_dir)
     text, competed, trials = choose(plan, output, command)
-    write_gin_file(gin_file, text, FLAGS.gin_param, work_dir)
+    write_gin_file(gin_file, text, FLAGS.gin_param, FLAGS.retrain)
+    if FLAGS.retrain:
+        now = retraining.outdated(config.load_experiment([str(gin_file)], []), _run(work_dir))
+        retraining.set_aside(now, output)
     _, where, results = launch([str(gin_file)], [], work_dir, FLAGS.data_dir, command)
 
     model = trained.load(work_dir, competed[0]["stage"] if competed else None, FLAGS.data_dir)
@@ -98,6 +104,7 @@ def main(argv: list[str]) -> None:
         head=head,
     )
     storage.write_text(output / "report.html", distill_report.html(report))
+    retraining.forget_previous(output)
     if weak := distill_report.warning(results["rows"]):
         print(weak)
     print(distill_report.line(report))
@@ -108,13 +115,43 @@ class Plan(NamedTuple):
 
     Attributes:
         text: the experiment as gin text, of which the rows are yet to be chosen.
+        task: the student's.
         has_pool: whether it has unlabelled images.
         has_head: whether the teacher's network can have a head, to be shipped itself.
     """
 
     text: str
+    task: Task
     has_pool: bool
     has_head: bool
+
+
+def renew(plan: Plan, output: Path) -> None:
+    """Refuses an output of other images or options or, with --retrain, sets aside what is outdated.
+
+    Raises:
+        InputError: saying all that has changed.
+    """
+    found = {}
+    compete, final = output / "candidates", output / "distill.gin"
+    if compete.exists():
+        spec = candidates.experiment_of(plan.text, plan.has_pool)
+        found |= retraining.outdated(spec, _run(compete))
+    if final.exists():
+        spec = config.load_experiment([str(final)], [])
+        found |= retraining.outdated(spec, _run(output / "training"))
+    source = plan.task.data.source
+    if not FLAGS.retrain:
+        retraining.require_current(found, output, source)
+    elif found:
+        trials = output / "tuning"
+        retraining.set_aside([*found, *([trials] if trials.exists() else ())], output)
+    storage.write_json(output / retraining.IMAGES, retraining.listing(source))
+
+
+def _run(folder: Path) -> Run:
+    """Where settings are compared; nothing runs there."""
+    return Run(folder, FLAGS.data_dir, experiment.make_strategy("mirrored"))
 
 
 def export_head(output: Path, command: str) -> dict[str, Any] | None:
@@ -186,7 +223,7 @@ def describe(output: Path, command: str) -> Plan:
         steps = candidates.planned_steps(
             FLAGS.minutes, text(steps), bool(pool), output / "candidates", FLAGS.data_dir
         )
-    return Plan(text(steps), bool(pool), distill_config.has_network(teacher))
+    return Plan(text(steps), task, bool(pool), distill_config.has_network(teacher))
 
 
 def choose(
@@ -261,19 +298,19 @@ def counts(labels: np.ndarray, selection: Selection) -> str:
     return "\n".join(lines)
 
 
-def write_gin_file(path: Path, text: str, params: Sequence[str], work_dir: Path) -> None:
+def write_gin_file(path: Path, text: str, params: Sequence[str], replace: bool) -> None:
     """Writes the gin file, unless there is another one, which somebody may have changed.
 
     Args:
         path: of the file.
         text: for it.
         params: the settings in it that somebody has given.
-        work_dir: the folder of what is trained by it.
+        replace: whether to write it all the same.
 
     Raises:
         InputError: there is, or the text is no experiment; see `config.load_experiment`.
     """
-    if not path.exists():
+    if replace or not path.exists():
         config.load_text(text, params)
         storage.write_text(path, text)
         return
@@ -283,9 +320,8 @@ def write_gin_file(path: Path, text: str, params: Sequence[str], work_dir: Path)
     require(
         not changed and not added,
         f"{path} is there already, and has {'; '.join(changed) or 'nothing'} where this command "
-        f"would write {'; '.join(added) or 'nothing'}; take another --output, run that file by the "
-        f"command in its first line, or, as after more trials of --tune, delete it and {work_dir}, "
-        "and give this command again",
+        f"would write {'; '.join(added) or 'nothing'}; add --retrain to train anew what that "
+        "touches, take another --output, or run that file by the command in its first line",
     )
 
 
@@ -313,6 +349,7 @@ if __name__ == "__main__":
     flags.DEFINE_multi_string("unlabelled", [], f"Images without labels: {pools.ACCEPTED}.")
     flags.DEFINE_float("minutes", None, "About how long all trainings may take.", 1)
     flags.DEFINE_bool("quick", False, "A tenth of the steps, for a first look.")
+    flags.DEFINE_bool("retrain", False, "Train anew what other images or options touch.")
     flags.DEFINE_integer("tune", 0, "Trials that choose weights, temperatures and rate.", 0)
     flags.DEFINE_multi_string("gin_param", [], "A single setting, such as 'Recipe.epochs = 10'.")
     flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS datasets; TFDS's own if unset.")

@@ -73,6 +73,7 @@ def write_table(folder: Path, facts: dict[str, str], grid: Grid, settings: dict[
         about.strip(),
         tables.as_markdown(grid),
         ABOVE if differences else "",
+        tables.costs_as_markdown(grid),
         f"Not finished: {'; '.join(grid.missing)}." if grid.missing else "",
     ]
     markdown = "\n\n".join(filter(None, paragraphs))
@@ -90,6 +91,7 @@ def write_table(folder: Path, facts: dict[str, str], grid: Grid, settings: dict[
     content = {"columns": grid.columns, "lines": lines, "missing": grid.missing}
     content |= {"note": note, "has_paper": has_paper, "spread": spread}
     content |= {"reference": grid.reference, "differences": differences}
+    content |= {"costs": tables.costs(grid), "costs_of": tables.COSTS}
     storage.write_json(folder / f"{folder.name}.json", facts | content | {"settings": settings})
     storage.write_text(folder / f"{folder.name}.html", _page(facts["title"], [folder]))
 

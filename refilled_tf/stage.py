@@ -444,21 +444,31 @@ def check_folder(stage: Named, run: Run) -> None:
     Raises:
         InputError: naming the settings that differ.
     """
+    folder = run.folder(stage)
+    found = differing_settings(stage, run)
+    require(
+        not found,
+        f"{folder} was made with other settings: {'; '.join(found.values())}. Take another "
+        "--work_dir, or delete that folder to train the stage again",
+    )
+
+
+def differing_settings(stage: Named, run: Run) -> dict[str, str]:
+    """Returns the settings of a stage that differ from those that have made its folder, in words.
+
+    Raises:
+        InputError: the folder's stage.json holds no settings.
+    """
     path = run.folder(stage) / "stage.json"
     if not path.exists():
-        return
+        return {}
     facts = storage.read_json(path)
     there = facts.get("settings") if isinstance(facts, dict) else None
     require(
         isinstance(there, dict),
         f"{path} holds no settings of a stage; delete {path.parent} to train the stage again",
     )
-    differing = differences(there, stage.settings())
-    require(
-        not differing,
-        f"{path.parent} was made with other settings: {differing}. Take another --work_dir, or "
-        "delete that folder to train the stage again",
-    )
+    return differing(there, stage.settings())
 
 
 def write_facts(spec: Named, run: Run, **more: Any) -> None:
@@ -478,14 +488,19 @@ def recorded_versions(spec: Named, run: Run) -> list[dict[str, str]]:
 
 def differences(there: dict[str, Any], now: dict[str, Any]) -> str:
     """Lists in words how settings read from a file differ from the present ones; "" if nowhere."""
+    return "; ".join(differing(there, now).values())
+
+
+def differing(there: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
+    """Says in words, by name, how settings read from a file differ from the present ones."""
     # Through JSON, as what is compared with has been.
     now = json.loads(json.dumps(now))
     there = {name: value for name, value in there.items() if name not in _NO_SETTINGS}
-    return "; ".join(
-        f"{name} = {there.get(name)!r} there, {now.get(name)!r} now"
+    return {
+        name: f"{name} = {there.get(name)!r} there, {now.get(name)!r} now"
         for name in sorted(there.keys() | now.keys())
         if there.get(name) != now.get(name)
-    )
+    }
 
 
 def load_head(stage: Stage, run: Run) -> tf.keras.Model | None:

@@ -16,8 +16,13 @@ import gin
 from refilled_tf import predictions, storage
 from refilled_tf.errors import require
 from refilled_tf.experiment import Experiment, Row
+from refilled_tf.models.cost import Cost, cost_of
+from refilled_tf.models.embedding_files import EmbeddingFile
+from refilled_tf.models.onnx_files import OnnxFile
 from refilled_tf.report import markdown
-from refilled_tf.stage import Run, Stage
+from refilled_tf.stage import Run, Stage, untrained_network
+
+COSTS = "Millions, for an image"
 
 
 @gin.register
@@ -102,12 +107,16 @@ class Cell(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """A collected table: cells[method, column]; a method has no cell where it has no row."""
+    """A collected table: cells[method, column]; a method has no cell where it has no row.
+
+    `costs` is of the first teacher and the student of each column, as far as they are known.
+    """
 
     methods: tuple[str, ...]
     columns: tuple[str, ...]
     cells: dict[tuple[str, str], Cell]
     reference: str | None = None
+    costs: Mapping[tuple[str, str], Cost] = {}
 
     @property
     def missing(self) -> list[str]:
@@ -205,7 +214,38 @@ def collect(table: Table, built: Sequence[Part], where: Run) -> Grid:
         if table.reference is not None and method != table.reference:
             above = _above(finished[method, column], finished.get((table.reference, column), {}))
             cells[method, column] = cell._replace(above=above)
-    return Grid(methods, columns, cells, table.reference)
+    return Grid(methods, columns, cells, table.reference, _costs(table, built))
+
+
+def _costs(table: Table, built: Sequence[Part]) -> dict[tuple[str, str], Cost]:
+    """Measures a teacher and its student for each column: {("Teacher" or "Student", column): …}."""
+    costs: dict[tuple[str, str], Cost] = {}
+    for part in built:
+        for row in part.experiment.rows:
+            _, column = _cell_of(table, part, row)
+            sides = [("Student", row.network), *(("Teacher", t) for t in row.network.teachers[:1])]
+            for side, stage in sides if len(sides) == 2 else ():
+                unknown = isinstance(stage.backbone, EmbeddingFile | OnnxFile)
+                if not unknown and (side, column) not in costs:
+                    costs[side, column] = cost_of(untrained_network(stage))
+    return costs
+
+
+def costs(grid: Grid) -> list[tuple[str, ...]]:
+    """Returns lines of a network's measure and, in each column, how many millions it has of it."""
+    lines = []
+    for kind in ("Teacher", "Student"):
+        found = [grid.costs.get((kind, column)) for column in grid.columns]
+        for measure in Cost._fields if any(found) else ():
+            values = ("" if x is None else f"{getattr(x, measure) / 1e6:.2f}" for x in found)
+            lines.append((f"{kind}: {measure}", *values))
+    return lines
+
+
+def costs_as_markdown(grid: Grid) -> str:
+    """Lays out what the networks cost; "" where none is known."""
+    lines = costs(grid)
+    return markdown((COSTS, *grid.columns), lines) if lines else ""
 
 
 def _above(ours: Mapping[int, Path], reference: Mapping[int, Path]) -> tuple[float, float] | None:

@@ -17,7 +17,7 @@ import pytest
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
-from export import trained
+from export import trained, versions
 from refilled_tf import (
     candidates,
     config,
@@ -425,6 +425,37 @@ def test_other_options_do_not_overwrite(done, given):
     assert run.returncode == 1
     assert "--output" in run.stderr or "--work_dir" in run.stderr
     assert (output / "distill.gin").read_text() == before
+
+
+def test_images_that_came_later_are_named_and_trained(done, given, tmp_path):
+    """A photo more: the old stays as it is until --retrain has what takes its place."""
+    _, output, pool = done
+    copy = shutil.copytree(output, tmp_path / "copy")
+    images, _ = given
+    rows = _results(copy)
+    thirty_first = sorted(photos.write_folder(tmp_path / "more", [5], 31).rglob("*.png"))[-1]
+    more = Path(shutil.copy(thirty_first, images / "5/more.png"))
+    try:
+        refused = _distill(*given, copy, "--tune=2", f"--unlabelled={pool}")
+        assert (refused.returncode, refused.stdout.count("training/")) == (1, 0)
+        assert refused.stderr.strip().splitlines()[-1] == (
+            f"error: --output={copy} holds what was made before: 1 image was added to 5/. Add "
+            "--retrain to train anew what that touches (the old stays until the new is there), or "
+            "take another --output"
+        )
+        assert _results(copy) == rows
+        anew = _distill(*given, copy, "--tune=2", f"--unlabelled={pool}", "--retrain")
+    finally:
+        more.unlink()
+    assert anew.returncode == 0, anew.stderr
+    # 80 % of 31 images are 25, by rounding, and 6.
+    assert re.search(r"^5 +25 +6$", anew.stdout, re.M)
+    assert not (copy / "previous").exists()
+    assert len(versions.existing(copy / "saved_model")) == 2
+    assert storage.read_json(copy / "images.json").keys() == {
+        *storage.read_json(output / "images.json"),
+        "5/more.png",
+    }
 
 
 def test_what_the_commonest_class_alone_would_get():

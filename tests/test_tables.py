@@ -14,7 +14,9 @@ from refilled_tf import config, reproduce, storage, tables
 from refilled_tf.data.task import Task
 from refilled_tf.errors import InputError
 from refilled_tf.experiment import Experiment
+from refilled_tf.models.cost import Cost, cost_of
 from refilled_tf.probe_row import Probe
+from refilled_tf.stage import untrained_network
 from refilled_tf.tables import Cell, Part, Table
 
 PROBE = Probe("probe", "1NN", Task(tiny.DATA, "student"), tiny.teacher(), "1nn")
@@ -126,6 +128,23 @@ def test_methods_are_compared_with_the_reference(compared):
         ("50.0000", "50.0000"),
         ("", ""),
         ("", ""),
+    ]
+
+
+def test_networks_cost_what_they_cost(compared):
+    """Of the rows that have a teacher; the probe alone has none."""
+    table, parts, run = compared
+    grid = tables.collect(table, parts, run)
+    stage = tiny.second()
+    expected = {
+        ("Student", "a"): cost_of(untrained_network(stage)),
+        ("Teacher", "a"): cost_of(untrained_network(stage.teachers[0])),
+    }
+    assert grid.costs == expected
+    large = grid._replace(costs={("Teacher", "a"): Cost(1_250_000, 30_000_000)})
+    assert tables.costs(large) == [
+        ("Teacher: weights", "1.25"),
+        ("Teacher: multiplications", "30.00"),
     ]
 
 
