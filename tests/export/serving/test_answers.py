@@ -130,7 +130,7 @@ def test_rows_and_columns(body, key, url, predictions):
 def test_strings_may_be_plain_and_numbers_are_short(url):
     # Without base64, a string is its UTF-8: an Example whose bytes happen to be ASCII.
     answer = http.post(f"{url}:predict", json={"inputs": ["no example"]})
-    assert answer.json() == {"error": "examples[0]: no serialized tf.Example"}
+    assert answer.json() == {"error": "examples[0]: it is no serialized tf.Example"}
     body = {"signature_name": "serving_bytes", "instances": [asking.PNG]}
     score = http.post(f"{url}:predict", json=body).json()["predictions"][0]["scores"][0]
     assert str(score) == str(np.float32(score))
