@@ -10,6 +10,7 @@ OUTPUT/saved_model/  for TF Serving
 OUTPUT/tflite/       for phones and browsers
 OUTPUT/teacher/      the teacher itself with a linear classifier, for where it fits
 OUTPUT/report.html   what has come out, and how to use it
+OUTPUT/notes.txt     what is odd about the images, where that is much
 
 and goes on where it was when the same command is given again.
 """
@@ -55,11 +56,37 @@ from refilled_tf.stage import Run
 FLAGS = flags.FLAGS
 
 
+NOTES = "notes.txt"
+
+
 def main(argv: list[str]) -> None:
     """Does what the flags say."""
     require(len(argv) == 1, f"unexpected argument {argv[1:]}; every option is a --flag")
     output, command = Path(FLAGS.output), command_line("refilled_tf.distill")
     storage.require_writable("--output", output)
+    images = Path(FLAGS.images).expanduser().resolve()
+    require(
+        not images.is_dir() or images not in output.expanduser().resolve().parents,
+        f"--output={output} lies in --images={images}, where its folders would be classes",
+    )
+    try:
+        distil(output, command)
+    except InputError as error:
+        if not error.details:
+            raise
+        file = output / NOTES
+        before = file.read_text(encoding="utf-8") if file.exists() else ""
+        storage.write_text(file, "".join(f"{line}\n" for line in (before, *error.details) if line))
+        raise InputError(f"{error} ({file} names all)") from error
+
+
+def distil(output: Path, command: str) -> None:
+    """Does what the flags say.
+
+    Args:
+        output: where everything goes.
+        command: that the user has given.
+    """
     plan = describe(output, command)
     spec = config.load_text(plan.text, FLAGS.gin_param)
     require(
@@ -94,7 +121,7 @@ def main(argv: list[str]) -> None:
         data=model.data,
         network=model.network,
         size=model.stage.task.data.image_size,
-        notes=image_notes(model.stage.task.data.source),
+        notes=image_notes(model.stage.task.data.source, output),
         tflite=storage.read_json(tflite / "tflite.json"),
         candidates=competed,
         trials=trials,
@@ -206,7 +233,7 @@ def describe(output: Path, command: str) -> Plan:
     ]
     # What the user sets may well decide which images there are, and that how they are batched.
     task = distill_config.task_in(distill_config.gin_text([], settings, {}, FLAGS.gin_param))
-    survey(task, FLAGS.data_dir)
+    survey(task, FLAGS.data_dir, output)
     further = 0
     if pool:
         found = unlabelled.load(dataclasses.replace(task, unlabelled=tuple(pool)), FLAGS.data_dir)
@@ -261,12 +288,13 @@ def gain(where: Run, exported: str) -> tuple[float, float] | None:
     return predictions.difference([stages / exported], [reference])
 
 
-def survey(task: Task, data_dir: str | None) -> Selection:
+def survey(task: Task, data_dir: str | None, output: Path) -> Selection:
     """Prints how many images of every class train and are tested, and what is odd about them.
 
     Args:
         task: the student's.
         data_dir: folder of prepared TFDS datasets; None for TFDS's own.
+        output: the folder of notes.txt, if it takes one.
 
     Returns:
         Which images train and are tested.
@@ -275,16 +303,23 @@ def survey(task: Task, data_dir: str | None) -> Selection:
         InputError: naming the file or class at fault.
     """
     # First, as an error may be about the same files.
-    print("\n".join(image_notes(task.data.source)))
+    print("\n".join(image_notes(task.data.source, output)))
     index = read_index(task.data.source, data_dir)
     selection = select(task, index)
     print(counts(index.labels, selection))
     return selection
 
 
-def image_notes(source: Source) -> list[str]:
-    """Returns what is odd about images of one's own."""
-    return notes(source.survey()) if isinstance(source, ImageFolder) else []
+def image_notes(source: Source, output: Path) -> list[str]:
+    """Returns what is odd about images of one's own, and writes notes.txt where that is much."""
+    if not isinstance(source, ImageFolder):
+        return []
+    seen, file = source.survey(), output / NOTES
+    short, whole = notes(seen, where=f", in {NOTES}"), notes(seen, shown=None)
+    file.unlink(missing_ok=True)
+    if short != whole:
+        storage.write_text(file, "".join(f"{note}\n" for note in whole))
+    return short
 
 
 def counts(labels: np.ndarray, selection: Selection) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -253,7 +254,8 @@ def test_images_are_surveyed_as_settings_say(given, tmp_path):
 
     def survey(*given):
         text = distill_config.gin_text((), _settings((tmp_path, teacher)), {}, given)
-        return distill.survey(distill_config.task_in(text), None)
+        output = tmp_path.with_name(f"{tmp_path.name}_output")
+        return distill.survey(distill_config.task_in(text), None, output)
 
     with pytest.raises(InputError, match="same file in training and test"):
         survey()
@@ -287,6 +289,14 @@ def test_batches_of_candidates_fit_small_classes(tmp_path):
     """By hand: of ten images 8 train, of which .8·8, rounded, are 6, and that in five classes."""
     task = distill_config.task_of(str(photos.write_folder(tmp_path, count=10)), None)
     assert len(candidates.training_rows(task, None)) == 5 * 6
+
+
+def test_output_among_the_images_is_refused(given):
+    images, teacher = given
+    run = _distill(images, teacher, images / "output")
+    assert run.returncode == 1
+    assert f"--output={images}/output lies in --images={images}" in run.stderr
+    assert not (images / "output").exists()
 
 
 @pytest.mark.parametrize("place", ["file", "file/below"])
@@ -412,10 +422,37 @@ def test_first_look_names_all_that_is_odd(given, tmp_path, capsys):
     shutil.copy(next((images / "6").iterdir()), tmp_path / "photos/7/six.png")
     task = distill_config.task_of(str(tmp_path / "photos"), None)
     with pytest.raises(InputError, match="same file in two classes, '6' and '7'"):
-        distill.survey(task, None)
+        distill.survey(task, None, tmp_path / "out")
     shown = capsys.readouterr().out
     assert "corrupt: 5/empty.png" in shown
     assert "7/six.png" in shown
+    assert not (tmp_path / "out").exists()
+
+
+def test_long_lists_are_shortened_and_whole_in_notes(given, tmp_path):
+    images, teacher = given
+    folder = shutil.copytree(images, tmp_path / "photos")
+    for number, path in enumerate(sorted((folder / "6").iterdir())[:13]):
+        shutil.copy(path, folder / f"7/six_{number:02d}.png")
+        (folder / f"5/note_{number:02d}.txt").write_text("no image")
+    flags = f"--images={folder}", f"--teacher={teacher}", f"--output={tmp_path}/out"
+    run = commands.run("refilled_tf.distill", *flags)
+    assert run.returncode == 1
+    assert "no images: 5/note_00.txt" in run.stdout
+    assert "… and 3 more, in notes.txt" in run.stdout
+    assert run.stderr.count("are the same file in two classes, '6' and '7'") == 10
+    assert "… and 3 more. Delete each" in run.stderr
+    option = """--gin_param='ImageFolder.on_conflict = "skip"'"""
+    assert option in run.stderr
+    notes = (tmp_path / "out/notes.txt").read_text()
+    assert all(f"5/note_{number:02d}.txt" in notes for number in range(13))
+    assert notes.count("are the same file in two classes") == 13
+    # What is advised is what a shell takes; 13 photos are left out of both classes, of 30 each.
+    text = distill_config.gin_text(
+        (), _settings((folder, teacher)), {}, [shlex.split(option)[0][12:]]
+    )
+    selection = distill.survey(distill_config.task_in(text), None, tmp_path / "out")
+    assert len(selection.train) + len(selection.test) == 5 * 30 - 13
 
 
 def test_other_options_do_not_overwrite(done, given):

@@ -154,7 +154,7 @@ def test_settings_of_the_images_are_those_of_distill(folder, tmp_path):
     flags = f"--images={images}", teacher, "--image_size=16", "--folds=3"
     refused = commands.run("refilled_tf.probe", *flags)
     assert refused.returncode == 1
-    assert "Data.on_corrupt='skip'" in refused.stderr
+    assert """--gin_param='Data.on_corrupt = "skip"'""" in refused.stderr
     taken = commands.run("refilled_tf.probe", *flags, "--gin_param=Data.on_corrupt = 'skip'")
     assert taken.returncode == 0, taken.stderr
     assert "4 classes" in taken.stdout

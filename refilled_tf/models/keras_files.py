@@ -14,19 +14,21 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal, get_args
 
 import gin
 import numpy as np
 import tensorflow as tf
 
 from refilled_tf import storage
-from refilled_tf.errors import InputError, one_line, require
+from refilled_tf.errors import InputError, one_line, require, require_choice
 from refilled_tf.models.networks import checkpointed, resized
 from refilled_tf.stack import load_keras
 
 # As tf.keras.applications.imagenet_utils.preprocess_input means them: [-1, 1]; mean and standard
 # deviation of ImageNet in [0, 1]; BGR minus ImageNet's mean.
-PREPROCESSING = ("none", "tf", "torch", "caffe")
+Preprocessing = Literal["none", "tf", "torch", "caffe"]
+PREPROCESSING = get_args(Preprocessing)
 
 # RGB [B, h, w, 3] float32 in [0, 255] to the range and the colour order that a network takes.
 Preprocess = Callable[[np.ndarray], np.ndarray]
@@ -55,15 +57,11 @@ class KerasFile:
 
     file: str
     layer: str | None = None
-    preprocessing: str = "none"
+    preprocessing: Preprocessing = "none"
     content: str = dataclasses.field(init=False)
 
     def __post_init__(self):
-        require(
-            self.preprocessing in PREPROCESSING,
-            f"KerasFile.preprocessing={self.preprocessing!r} must be one of "
-            f"{', '.join(PREPROCESSING)}",
-        )
+        require_choice(self, "preprocessing")
         object.__setattr__(self, "content", content_hash(f"KerasFile.file={self.file}", self.file))
 
     def build(self, image_size: int) -> tf.keras.Model:
