@@ -207,7 +207,9 @@ def describe(output: Path, command: str) -> Plan:
         command: that the user has given.
     """
     teacher = teachers.parse(
-        FLAGS.teacher, **{name: FLAGS[f"teacher_{name}"].value for name in teachers.OPTIONS}
+        FLAGS.teacher,
+        FLAGS.trust_teacher,
+        **{name: FLAGS[f"teacher_{name}"].value for name in teachers.OPTIONS},
     )
     if teachers.cost(teacher):
         print(teachers.cost(teacher))
@@ -372,6 +374,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("teacher", None, f"The teacher: {teachers.ACCEPTED}.", required=True)
     for name, explanation in teachers.OPTIONS.items():
         flags.DEFINE_string(f"teacher_{name}", None, explanation)
+    flags.DEFINE_bool("trust_teacher", False, teachers.TRUST)
     flags.DEFINE_string("student", "MobileNet", f"Network: {', '.join(students.NETWORKS)}.")
     flags.DEFINE_string(
         "student_weights", None, "What it starts from: imagenet, or a file such as FILE.keras."

@@ -200,7 +200,9 @@ def main(argv: list[str]) -> None:
         for name in teachers.OPTIONS
     }
     candidates = [
-        teachers.parse(spec, **{name: values[number] for name, values in options.items()})
+        teachers.parse(
+            spec, FLAGS.trust_teacher, **{name: values[number] for name, values in options.items()}
+        )
         for number, spec in enumerate(specs)
     ]
     task = distill_config.task_of(FLAGS.images, FLAGS.data_dir)
@@ -236,6 +238,7 @@ if __name__ == "__main__":
     )
     for name, explanation in teachers.OPTIONS.items():
         flags.DEFINE_multi_string(f"teacher_{name}", [], explanation)
+    flags.DEFINE_bool("trust_teacher", False, teachers.TRUST)
     flags.DEFINE_integer("image_size", 96, "Side of the student's images in pixels.", 1)
     flags.DEFINE_integer("folds", 5, "Of the cross-validation.")
     flags.DEFINE_multi_string(

@@ -204,13 +204,14 @@ def _digest(settings: dict[str, Any]) -> str:
 
 
 # The name in the table, what to do with images that a finished stage has not met, and where a
-# file lies whose content is a setting.
+# file lies whose content is a setting, and whether its code may run.
 _NO_SETTINGS = (
     "Stage.method",
     "Probe.method",
     "Trials.method",
     "Data.on_corrupt",
     "KerasFile.file",
+    "KerasFile.trusted",
     "Application.weights",
     "FromWeights.weights",
     "EmbeddingFile.file",
@@ -563,4 +564,4 @@ def _load(stage: Stage, run: Run, file: str) -> tf.keras.Model:
     path = run.folder(stage) / file
     require(path.exists(), f"{path} is missing: stage {stage.name!r} is not finished")
     advice = f"delete {path.parent} to train the stage again"
-    return stack.load_keras(path, str(path), advice)
+    return stack.load_keras(path, str(path), advice, getattr(stage.backbone, "trusted", False))

@@ -29,10 +29,12 @@ OPTIONS = {
     "input_size": "Side in pixels of what an imagenet: or ONNX teacher sees.",
 }
 
+TRUST = "Let a teacher's Keras file run code of its own, such as Lambda layers."
+
 Teacher = KerasFile | Application | EmbeddingFile | OnnxFile
 
 
-def parse(spec: str, **options: str | None) -> Teacher:
+def parse(spec: str, trusted: bool = False, **options: str | None) -> Teacher:
     """Turns a --teacher into what a gin file's Stage.backbone would hold.
 
     Only files' existence is checked here. `refilled_tf.stage.check` checks the rest (that a network
@@ -42,6 +44,7 @@ def parse(spec: str, **options: str | None) -> Teacher:
 
     Args:
         spec: one of `ACCEPTED`. Of a training the stage "teacher" is taken, unless :STAGE follows.
+        trusted: whether a Keras file may hold code, see `KerasFile`.
         **options: of `OPTIONS`, what --teacher_NAME says; None where it is unset. They are those
             of the class that is returned.
 
@@ -57,6 +60,8 @@ def parse(spec: str, **options: str | None) -> Teacher:
     kind, what, taken = _locate(spec)
     for name, value in given.items():
         require(name in taken, f"--teacher_{name}={value} does not go with --teacher={spec}")
+    if kind is KerasFile:
+        given["trusted"] = trusted
     return kind(what, **given)
 
 

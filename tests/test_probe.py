@@ -170,6 +170,22 @@ def test_options_are_spread_over_the_teachers():
         probe._one_for_each("teacher_layer", ["flat"], 2)
 
 
+@pytest.mark.parametrize("program", ["probe", "distill"])
+def test_both_commands_refuse_what_one_of_them_could_not_load(folder, tmp_path, program):
+    images = tf.keras.Input((16, 16, 3))
+    flat = tf.keras.layers.Flatten()(tf.keras.layers.Lambda(lambda x: x / 255)(images))
+    tf.keras.Model(images, flat).save(tmp_path / "code.keras")
+    flags = f"--images={folder}/images", f"--teacher={tmp_path}/code.keras", "--image_size=16"
+    output = [f"--output={tmp_path}/out"] if program == "distill" else []
+    refused = commands.run(f"refilled_tf.{program}", *flags, *output)
+    assert refused.returncode == 1
+    assert "code, which would run here: Lambda layer" in refused.stderr
+    assert not (tmp_path / "out").exists()
+    if program == "probe":
+        taken = commands.run("refilled_tf.probe", *flags, "--trust_teacher", "--folds=3")
+        assert taken.returncode == 0, taken.stderr
+
+
 def test_unknown_teacher_ends_in_one_line(folder):
     done = commands.run("refilled_tf.probe", f"--images={folder}/images", "--teacher=none.keras")
     assert done.returncode == 1
