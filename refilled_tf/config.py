@@ -211,9 +211,19 @@ def load_work_dir(work_dir: Path) -> experiments.Experiment:
     Raises:
         InputError: the folder is not a training's.
     """
-    path = work_dir / OPERATIVE
-    require(path.is_file(), f"--work_dir={work_dir} is not the folder of a training: no {path}")
+    path, inner = work_dir / OPERATIVE, training_in(work_dir)
+    require(
+        path.is_file(),
+        f"--work_dir={work_dir} is not the folder of a training: no {path}"
+        + (f"; that of this output of distill is --work_dir={inner}" if inner else ""),
+    )
     return load_experiment([path])
+
+
+def training_in(folder: Path) -> Path | None:
+    """Returns the folder of a training: this one, or what distill has in it; None if neither is."""
+    known = (folder, folder / "training")
+    return next((each for each in known if (each / OPERATIVE).is_file()), None)
 
 
 def operative_config() -> str:

@@ -170,6 +170,21 @@ def test_options_are_spread_over_the_teachers():
         probe._one_for_each("teacher_layer", ["flat"], 2)
 
 
+def test_one_that_fails_does_not_cost_the_others(folder):
+    """One that cannot be read, and one that lacks images, beside one that is whole."""
+    (folder / "text.keras").write_text("no network")
+    np.savez(folder / "short.npz", paths=["digit 0/0.png"], embeddings=[[1.0]])
+    names = "text.keras", "some.npz", "short.npz"
+    given = [f"--teacher={folder}/{name}" for name in names]
+    done = commands.run("refilled_tf.probe", f"--images={folder}/images", *given, "--folds=3")
+    assert done.returncode == 1
+    assert f"| {folder}/some.npz" in done.stdout
+    assert "error: 2 of 3 teachers are not scored" in done.stderr
+    assert "text.keras: Keras cannot read it" in done.stderr
+    assert "short.npz misses" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("program", ["probe", "distill"])
 def test_both_commands_refuse_what_one_of_them_could_not_load(folder, tmp_path, program):
     images = tf.keras.Input((16, 16, 3))

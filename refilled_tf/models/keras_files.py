@@ -24,7 +24,7 @@ import tensorflow as tf
 
 from refilled_tf import storage
 from refilled_tf.errors import InputError, listed, one_line, require, require_choice
-from refilled_tf.models.networks import checkpointed, resized
+from refilled_tf.models.networks import checkpointed, rebuilt, resized
 from refilled_tf.quiet import muted
 from refilled_tf.stack import load_keras
 
@@ -372,12 +372,11 @@ def _synchronised(layer: tf.keras.layers.Layer) -> tf.keras.layers.Layer:
     """Returns a layer of the same kind for training on several devices, in one or more runs."""
     if isinstance(layer, tf.keras.Model):
         return tf.keras.models.clone_model(layer, clone_function=_synchronised)
-    config = layer.get_config()
     if isinstance(layer, tf.keras.layers.BatchNormalization):
-        config.update(synchronized=True)
+        return rebuilt(layer, synchronized=True)
     if isinstance(layer, tf.keras.layers.Dropout):
-        return checkpointed(type(layer).from_config(config | {"rng_type": "stateful"}))
-    return type(layer).from_config(config)
+        return checkpointed(rebuilt(layer, rng_type="stateful"))
+    return rebuilt(layer)
 
 
 def _text(shape) -> str:
