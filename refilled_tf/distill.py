@@ -213,6 +213,9 @@ def describe(output: Path, command: str) -> Plan:
     )
     if teachers.cost(teacher):
         print(teachers.cost(teacher))
+    student, *_ = [
+        students.parse(FLAGS.student, width, FLAGS.student_weights) for width in FLAGS.width
+    ]
     distill_config.check_choices(FLAGS.width, FLAGS.gin_param, FLAGS.tune)
     require(
         FLAGS.minutes is None or not FLAGS.quick,
@@ -222,7 +225,7 @@ def describe(output: Path, command: str) -> Plan:
     settings = distill_config.settings(
         distill_config.task_of(FLAGS.images, FLAGS.data_dir),
         teacher,
-        students.parse(FLAGS.student, FLAGS.width[0], FLAGS.student_weights),
+        student,
         FLAGS.image_size,
         pool,
     )
@@ -391,4 +394,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("tune", 0, "Trials that choose weights, temperatures and rate.", 0)
     flags.DEFINE_multi_string("gin_param", [], "A single setting, such as 'Recipe.epochs = 10'.")
     flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS datasets; TFDS's own if unset.")
-    run_main(main)
+    run_main(main, goes_on=True)

@@ -17,8 +17,8 @@ from refilled_tf.stage import Run
 IMAGENET = "imagenet:"
 ACCEPTED = (
     "a --work_dir of a training or an --output of distill, optionally with :STAGE; a .keras or "
-    ".h5 file or a SavedModel folder that Keras wrote; an .onnx file, such as PyTorch exports; an .npz file of embeddings; "
-    "imagenet:NAME, a network of tf.keras.applications"
+    ".h5 file or a SavedModel folder that Keras wrote; an .onnx file, such as PyTorch exports; an "
+    ".npz file of embeddings; imagenet:NAME, a network of tf.keras.applications"
 )
 # What may be said of a teacher beside its spec, each as --teacher_NAME.
 OPTIONS = {
