@@ -50,12 +50,11 @@ from refilled_tf.data.sources import Source
 from refilled_tf.data.task import Selection, Task, read_index, select
 from refilled_tf.entry import command_line, run_main
 from refilled_tf.errors import InputError, require
+from refilled_tf.experiment import Experiment
 from refilled_tf.launch import launch, prepare
-from refilled_tf.stage import Run
+from refilled_tf.stage import Run, untrained_network
 
 FLAGS = flags.FLAGS
-
-
 NOTES = "notes.txt"
 
 
@@ -102,7 +101,7 @@ def distil(output: Path, command: str) -> None:
     if FLAGS.retrain:
         now = retraining.outdated(config.load_experiment([str(gin_file)], []), _run(work_dir))
         retraining.set_aside(now, output)
-    _, where, results = launch([str(gin_file)], [], work_dir, FLAGS.data_dir, command)
+    spec, where, results = launch([str(gin_file)], [], work_dir, FLAGS.data_dir, command)
 
     model = trained.load(work_dir, competed[0]["stage"] if competed else None, FLAGS.data_dir)
     newer_than = where.folder(model.stage) / "model.keras"
@@ -129,6 +128,7 @@ def distil(output: Path, command: str) -> None:
         output=output,
         gain=gain(where, model.stage.name),
         head=head,
+        teacher=teacher_in_words(spec),
     )
     storage.write_text(output / "report.html", distill_report.html(report))
     retraining.forget_previous(output)
@@ -279,6 +279,23 @@ def choose(
         trials = tuning.run(text, *widths, output / "tuning", FLAGS.tune, FLAGS.data_dir, command)
         text += "".join(f"{line}\n" for line in tuning.chosen(trials))
     return text, competed, trials
+
+
+def teacher_in_words(spec: Experiment) -> str:
+    """Returns such as "FILE.keras, cut at layer 'flat', with embeddings of 64 numbers", or ""."""
+    stage = next((each for each in spec.stages() if each.name == "teacher"), None)
+    if stage is None:
+        return ""
+    teacher = stage.backbone
+    said = f"imagenet:{teacher.name}" if isinstance(teacher, teachers.Application) else teacher.file
+    if layer := getattr(teacher, "layer", None):
+        said += f", cut at layer {layer!r}"
+    if isinstance(teacher, teachers.EmbeddingFile):
+        index = read_index(stage.task.data.source, FLAGS.data_dir)
+        size = teacher.embeddings(index.keys[select(stage.task, index).train[:1]]).shape[1]
+    else:
+        size = untrained_network(stage).output_shape["embedding"][-1]
+    return f"{said}, with embeddings of {size} numbers"
 
 
 def gain(where: Run, exported: str) -> tuple[float, float] | None:
