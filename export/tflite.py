@@ -1,7 +1,7 @@
 """Exports for phones and browsers: python -m export.tflite --work_dir=… --output_dir=….
 
-Writes OUTPUT_DIR/refilled_<quantisation>.tflite, which image classifiers such as MediaPipe's load
-as they are, and in tflite.md and tflite.json how each compares with the trained network.
+Writes OUTPUT_DIR/<stage>_<quantisation>.tflite, which image classifiers such as MediaPipe's load as
+they are, and in tflite.md and tflite.json how each compares with the trained network.
 """
 
 from __future__ import annotations

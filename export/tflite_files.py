@@ -17,7 +17,7 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 from tqdm import tqdm
 
-from export import MODEL_NAME, tflite_model
+from export import tflite_model
 from export.trained import Trained
 from refilled_tf import storage
 from refilled_tf.data import batches
@@ -68,6 +68,8 @@ def check(quantizations: Sequence[str], output_dir: Path) -> None:
 def write(trained: Trained, quantizations: Sequence[str], output_dir: Path, command: str) -> str:
     """Converts a classifier, scores the conversions, and then writes both.
 
+    The files are named after the stage: lkd_int8.tflite.
+
     Args:
         trained: what to convert.
         quantizations: names of `tflite_model.QUANTIZATIONS`.
@@ -81,7 +83,7 @@ def write(trained: Trained, quantizations: Sequence[str], output_dir: Path, comm
         InputError: the folder cannot be written.
     """
     converted = tflite_model.convert(trained, quantizations)
-    files = {f"{MODEL_NAME}_{name}.tflite": content for name, content in converted.items()}
+    files = {f"{trained.stage.name}_{name}.tflite": content for name, content in converted.items()}
     results = _facts(trained, command) | {"rows": score(trained, files)}
     page = text(results)
     try:

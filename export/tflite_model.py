@@ -28,6 +28,7 @@ from export.trained import Trained
 from refilled_tf.data import batches
 from refilled_tf.data.task import TaskData
 from refilled_tf.errors import require
+from refilled_tf.models import networks
 
 QUANTIZATIONS = {
     "none": "float32 weights",
@@ -103,7 +104,7 @@ def _in_float32(network: tf.keras.Model) -> tf.keras.Model:
     """Returns the same network without mixed precision: TFLite cannot calculate in float16."""
     clone = tf.keras.models.clone_model(
         network,
-        clone_function=lambda layer: layer.from_config(layer.get_config() | {"dtype": "float32"}),
+        clone_function=lambda layer: networks.rebuilt(layer, dtype="float32"),
     )
     clone.set_weights(network.get_weights())
     return clone

@@ -30,6 +30,7 @@ def publish(trained: Trained, base: Path) -> Path:
             added.
     """
     check_base(base)
+    storage.remove_abandoned(base)
     # The Unix time, and yet the highest number: two exports may fall into the same second.
     version = max([int(time.time()), *(number + 1 for number in existing(base))])
     require(
@@ -84,7 +85,7 @@ def _appearing(folder: Path) -> Iterator[Path]:
     Raises:
         InputError: the folder cannot be written, or is there by now.
     """
-    temporary = folder.with_name(f".{os.getpid()}-{folder.name}")
+    temporary = storage.temporary_beside(folder)
     try:
         temporary.mkdir(parents=True)
         yield temporary

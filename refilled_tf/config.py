@@ -15,7 +15,7 @@ from refilled_tf import tables
 
 # Importing a module registers what gin files may name.
 from refilled_tf.data import image_folder, sources, splits, task, unlabelled  # noqa: F401
-from refilled_tf.errors import InputError, require
+from refilled_tf.errors import InputError, alternatives, choices, gin_param, one_line, require
 from refilled_tf.few_shot import (  # noqa: F401
     feat,
     fine_tune,
@@ -63,6 +63,9 @@ gin.add_config_file_search_path(str(GIN_FOLDER))
 # folder of that name on Python's path: only files are read, by the first, plain reader.
 del gin.config._FILE_READERS[1:]
 
+# A setting whose value begins as no value of gin's does: not with a quote, a digit, @, %, (, …
+_UNQUOTED = re.compile(r"([\w/.]+)=((?!(?:True|False|None)$)[A-Za-z_/~][^'\"]*)")
+
 
 def load_experiment(
     files: Sequence[str | Path], params: Sequence[str] = ()
@@ -87,6 +90,7 @@ def load_experiment(
             Path(path).is_file() or (GIN_FOLDER / path).is_file(),
             f"--gin_file={path} does not exist; the project's own are in {GIN_FOLDER}",
         )
+    require_quotes(params)
     built = _build(experiments.Experiment, files, params)
     for param in params:
         name = option_of(param)
@@ -96,6 +100,32 @@ def load_experiment(
             "settings of narrower scopes override it",
         )
     return built
+
+
+def require_quotes(params: Sequence[str]) -> None:
+    """Refuses strings without quotes, which a shell takes off unless there are others around them.
+
+    Args:
+        params: single settings.
+
+    Raises:
+        InputError: with what the option accepts and how to type it.
+    """
+    for param in params:
+        option, sign, value = (part.strip() for part in param.partition("="))
+        if not _UNQUOTED.fullmatch(option + sign + value):
+            continue
+        scope, _, name = option.rpartition(".")
+        try:
+            accepted = choices(gin.get_configurable(scope.rpartition("/")[2]), name)
+        except ValueError as error:  # there is no such configurable
+            raise InputError(f"--gin_param={param}: gin: {one_line(error)}") from error
+        typed = accepted[0] if accepted and value not in accepted else value
+        wanted = f"; {option} must be {alternatives(accepted)}" if accepted else ""
+        raise InputError(
+            f"--gin_param={param}: {value} is no number and has no quotes{wanted}; type "
+            f"{gin_param(option, typed)}"
+        )
 
 
 def load_text(text: str, params: Sequence[str] = ()) -> experiments.Experiment:
@@ -154,7 +184,7 @@ def _build(kind: type, files: Sequence[str | Path], params: Sequence[str]):
         # gin appends where the error happened on further lines; the first one says what.
         first, *places = str(error).strip().splitlines()
         if isinstance(error, InputError):
-            raise InputError(first) from error
+            raise InputError(first, error.details) from error
         where = next((place.strip() for place in places if place.startswith("  In ")), "")
         where = re.sub(r" \(<class .*?>\)", "", where)
         if isinstance(error, SyntaxError):
@@ -181,9 +211,19 @@ def load_work_dir(work_dir: Path) -> experiments.Experiment:
     Raises:
         InputError: the folder is not a training's.
     """
-    path = work_dir / OPERATIVE
-    require(path.is_file(), f"--work_dir={work_dir} is not the folder of a training: no {path}")
+    path, inner = work_dir / OPERATIVE, training_in(work_dir)
+    require(
+        path.is_file(),
+        f"--work_dir={work_dir} is not the folder of a training: no {path}"
+        + (f"; that of this output of distill is --work_dir={inner}" if inner else ""),
+    )
     return load_experiment([path])
+
+
+def training_in(folder: Path) -> Path | None:
+    """Returns the folder of a training: this one, or what distill has in it; None if neither is."""
+    known = (folder, folder / "training")
+    return next((each for each in known if (each / OPERATIVE).is_file()), None)
 
 
 def operative_config() -> str:

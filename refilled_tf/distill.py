@@ -10,6 +10,7 @@ OUTPUT/saved_model/  for TF Serving
 OUTPUT/tflite/       for phones and browsers
 OUTPUT/teacher/      the teacher itself with a linear classifier, for where it fits
 OUTPUT/report.html   what has come out, and how to use it
+OUTPUT/notes.txt     what is odd about the images, where that is much
 
 and goes on where it was when the same command is given again.
 """
@@ -49,10 +50,12 @@ from refilled_tf.data.sources import Source
 from refilled_tf.data.task import Selection, Task, read_index, select
 from refilled_tf.entry import command_line, run_main
 from refilled_tf.errors import InputError, require
+from refilled_tf.experiment import Experiment
 from refilled_tf.launch import launch, prepare
-from refilled_tf.stage import Run
+from refilled_tf.stage import Run, untrained_network
 
 FLAGS = flags.FLAGS
+NOTES = "notes.txt"
 
 
 def main(argv: list[str]) -> None:
@@ -60,6 +63,29 @@ def main(argv: list[str]) -> None:
     require(len(argv) == 1, f"unexpected argument {argv[1:]}; every option is a --flag")
     output, command = Path(FLAGS.output), command_line("refilled_tf.distill")
     storage.require_writable("--output", output)
+    images = Path(FLAGS.images).expanduser().resolve()
+    require(
+        not images.is_dir() or images not in output.expanduser().resolve().parents,
+        f"--output={output} lies in --images={images}, where its folders would be classes",
+    )
+    try:
+        distil(output, command)
+    except InputError as error:
+        if not error.details:
+            raise
+        file = output / NOTES
+        before = file.read_text(encoding="utf-8") if file.exists() else ""
+        storage.write_text(file, "".join(f"{line}\n" for line in (before, *error.details) if line))
+        raise InputError(f"{error} ({file} names all)") from error
+
+
+def distil(output: Path, command: str) -> None:
+    """Does what the flags say.
+
+    Args:
+        output: where everything goes.
+        command: that the user has given.
+    """
     plan = describe(output, command)
     spec = config.load_text(plan.text, FLAGS.gin_param)
     require(
@@ -75,7 +101,7 @@ def main(argv: list[str]) -> None:
     if FLAGS.retrain:
         now = retraining.outdated(config.load_experiment([str(gin_file)], []), _run(work_dir))
         retraining.set_aside(now, output)
-    _, where, results = launch([str(gin_file)], [], work_dir, FLAGS.data_dir, command)
+    spec, where, results = launch([str(gin_file)], [], work_dir, FLAGS.data_dir, command)
 
     model = trained.load(work_dir, competed[0]["stage"] if competed else None, FLAGS.data_dir)
     newer_than = where.folder(model.stage) / "model.keras"
@@ -94,7 +120,7 @@ def main(argv: list[str]) -> None:
         data=model.data,
         network=model.network,
         size=model.stage.task.data.image_size,
-        notes=image_notes(model.stage.task.data.source),
+        notes=image_notes(model.stage.task.data.source, output),
         tflite=storage.read_json(tflite / "tflite.json"),
         candidates=competed,
         trials=trials,
@@ -102,6 +128,7 @@ def main(argv: list[str]) -> None:
         output=output,
         gain=gain(where, model.stage.name),
         head=head,
+        teacher=teacher_in_words(spec),
     )
     storage.write_text(output / "report.html", distill_report.html(report))
     retraining.forget_previous(output)
@@ -180,10 +207,15 @@ def describe(output: Path, command: str) -> Plan:
         command: that the user has given.
     """
     teacher = teachers.parse(
-        FLAGS.teacher, **{name: FLAGS[f"teacher_{name}"].value for name in teachers.OPTIONS}
+        FLAGS.teacher,
+        FLAGS.trust_teacher,
+        **{name: FLAGS[f"teacher_{name}"].value for name in teachers.OPTIONS},
     )
     if teachers.cost(teacher):
         print(teachers.cost(teacher))
+    student, *_ = [
+        students.parse(FLAGS.student, width, FLAGS.student_weights) for width in FLAGS.width
+    ]
     distill_config.check_choices(FLAGS.width, FLAGS.gin_param, FLAGS.tune)
     require(
         FLAGS.minutes is None or not FLAGS.quick,
@@ -193,7 +225,7 @@ def describe(output: Path, command: str) -> Plan:
     settings = distill_config.settings(
         distill_config.task_of(FLAGS.images, FLAGS.data_dir),
         teacher,
-        students.parse(FLAGS.student, FLAGS.width[0], FLAGS.student_weights),
+        student,
         FLAGS.image_size,
         pool,
     )
@@ -206,7 +238,7 @@ def describe(output: Path, command: str) -> Plan:
     ]
     # What the user sets may well decide which images there are, and that how they are batched.
     task = distill_config.task_in(distill_config.gin_text([], settings, {}, FLAGS.gin_param))
-    survey(task, FLAGS.data_dir)
+    survey(task, FLAGS.data_dir, output)
     further = 0
     if pool:
         found = unlabelled.load(dataclasses.replace(task, unlabelled=tuple(pool)), FLAGS.data_dir)
@@ -249,6 +281,23 @@ def choose(
     return text, competed, trials
 
 
+def teacher_in_words(spec: Experiment) -> str:
+    """Returns such as "FILE.keras, cut at layer 'flat', with embeddings of 64 numbers", or ""."""
+    stage = next((each for each in spec.stages() if each.name == "teacher"), None)
+    if stage is None:
+        return ""
+    teacher = stage.backbone
+    said = f"imagenet:{teacher.name}" if isinstance(teacher, teachers.Application) else teacher.file
+    if layer := getattr(teacher, "layer", None):
+        said += f", cut at layer {layer!r}"
+    if isinstance(teacher, teachers.EmbeddingFile):
+        index = read_index(stage.task.data.source, FLAGS.data_dir)
+        size = teacher.embeddings(index.keys[select(stage.task, index).train[:1]]).shape[1]
+    else:
+        size = untrained_network(stage).output_shape["embedding"][-1]
+    return f"{said}, with embeddings of {size} numbers"
+
+
 def gain(where: Run, exported: str) -> tuple[float, float] | None:
     """Returns what the exported stage is above the student alone, with its standard error.
 
@@ -261,12 +310,13 @@ def gain(where: Run, exported: str) -> tuple[float, float] | None:
     return predictions.difference([stages / exported], [reference])
 
 
-def survey(task: Task, data_dir: str | None) -> Selection:
+def survey(task: Task, data_dir: str | None, output: Path) -> Selection:
     """Prints how many images of every class train and are tested, and what is odd about them.
 
     Args:
         task: the student's.
         data_dir: folder of prepared TFDS datasets; None for TFDS's own.
+        output: the folder of notes.txt, if it takes one.
 
     Returns:
         Which images train and are tested.
@@ -275,16 +325,23 @@ def survey(task: Task, data_dir: str | None) -> Selection:
         InputError: naming the file or class at fault.
     """
     # First, as an error may be about the same files.
-    print("\n".join(image_notes(task.data.source)))
+    print("\n".join(image_notes(task.data.source, output)))
     index = read_index(task.data.source, data_dir)
     selection = select(task, index)
     print(counts(index.labels, selection))
     return selection
 
 
-def image_notes(source: Source) -> list[str]:
-    """Returns what is odd about images of one's own."""
-    return notes(source.survey()) if isinstance(source, ImageFolder) else []
+def image_notes(source: Source, output: Path) -> list[str]:
+    """Returns what is odd about images of one's own, and writes notes.txt where that is much."""
+    if not isinstance(source, ImageFolder):
+        return []
+    seen, file = source.survey(), output / NOTES
+    short, whole = notes(seen, where=f", in {NOTES}"), notes(seen, shown=None)
+    file.unlink(missing_ok=True)
+    if short != whole:
+        storage.write_text(file, "".join(f"{note}\n" for note in whole))
+    return short
 
 
 def counts(labels: np.ndarray, selection: Selection) -> str:
@@ -337,6 +394,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("teacher", None, f"The teacher: {teachers.ACCEPTED}.", required=True)
     for name, explanation in teachers.OPTIONS.items():
         flags.DEFINE_string(f"teacher_{name}", None, explanation)
+    flags.DEFINE_bool("trust_teacher", False, teachers.TRUST)
     flags.DEFINE_string("student", "MobileNet", f"Network: {', '.join(students.NETWORKS)}.")
     flags.DEFINE_string(
         "student_weights", None, "What it starts from: imagenet, or a file such as FILE.keras."
@@ -353,4 +411,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("tune", 0, "Trials that choose weights, temperatures and rate.", 0)
     flags.DEFINE_multi_string("gin_param", [], "A single setting, such as 'Recipe.epochs = 10'.")
     flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS datasets; TFDS's own if unset.")
-    run_main(main)
+    run_main(main, goes_on=True)

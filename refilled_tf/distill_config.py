@@ -15,6 +15,7 @@ from refilled_tf.data.splits import SharedClasses
 from refilled_tf.data.task import Data, Task, student
 from refilled_tf.errors import require
 from refilled_tf.models import networks
+from refilled_tf.stage import LISTED_IF_SET
 
 BASE = "methods/own_images.gin"
 TRAIN_FRACTION = 0.8
@@ -61,6 +62,7 @@ def check_choices(widths: Sequence[float], params: Sequence[str], tune: int) -> 
     Raises:
         InputError: naming the option.
     """
+    config.require_quotes(params)
     for width in widths:
         require(width > 0, f"--width={width} must be positive, such as 0.25")
     require(
@@ -217,8 +219,17 @@ def lengths(images: int, unlabelled: int, steps: int, quick: bool) -> dict[str, 
 
 def _source_lines(source: Source) -> list[str]:
     kind = type(source).__name__
-    options = {f.name: getattr(source, f.name) for f in dataclasses.fields(source) if f.init}
+    options = {
+        f"{kind}.{field.name}": getattr(source, field.name)
+        for field in dataclasses.fields(source)
+        if field.init
+        # A gin file from before there was such an option is still what would be written.
+        and (
+            f"{kind}.{field.name}" not in LISTED_IF_SET
+            or getattr(source, field.name) != field.default
+        )
+    }
     return [
         f"Data.source = @{kind}()",
-        *(f"{kind}.{name} = {value!r}" for name, value in options.items() if value is not None),
+        *(f"{name} = {value!r}" for name, value in options.items() if value is not None),
     ]

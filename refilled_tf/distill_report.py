@@ -17,10 +17,25 @@ from sklearn.metrics import confusion_matrix
 
 from refilled_tf import pages, report
 from refilled_tf.data import batches
-from refilled_tf.data.task import Examples, TaskData
+from refilled_tf.data.task import TaskData
 from refilled_tf.models import networks
 
-MOST_MISTAKES = 12  # shown as pictures
+MOST_PICTURES = 12  # of images that it gets right, and of others
+MOST_CONFUSIONS = 20  # in a list
+MOST_CLASSES = 40  # in a confusion matrix, and in a table that is not folded
+
+
+SNIPPET = """\
+import mediapipe as mp
+import numpy as np
+from PIL import Image, ImageOps
+
+photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
+pixels = np.array(photo.resize(({side}, {side}), Image.Resampling.BILINEAR))
+file = {file!r}
+with mp.tasks.vision.ImageClassifier.create_from_model_path(file) as classifier:
+    found = classifier.classify(mp.Image(image_format=mp.ImageFormat.SRGB, data=pixels))
+print(found.classifications[0].categories[0])"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +60,7 @@ class Report:
         gain: what the exported row is above the student alone on the test images, and the standard
             error of that, as shares; None where there is nothing to compare.
         head: what tflite.json holds of the teacher with a linear head; None where there is none.
+        teacher: the network that teaches, in words; "" where none does.
     """
 
     command: str
@@ -62,6 +78,7 @@ class Report:
     output: Path
     gain: tuple[float, float] | None = None
     head: dict[str, Any] | None = None
+    teacher: str = ""
 
     @property
     def row(self) -> dict[str, Any]:
@@ -123,8 +140,9 @@ def html(what: Report) -> str:
         HTML; all pictures are inside.
     """
     crops = batches.scoring_batches(what.data.test, what.size)
-    predictions = np.argmax(networks.outputs_of(what.network, crops)["logits"], axis=-1)
-    classes = per_class(what.data, predictions)
+    logits = networks.outputs_of(what.network, crops)["logits"]
+    probabilities, predictions = tf.nn.softmax(logits).numpy(), np.argmax(logits, axis=-1)
+    classes, right = per_class(what.data, predictions), predictions == what.data.test.labels
     return pages.render(
         "distill.html",
         percent=_percent,
@@ -136,9 +154,22 @@ def html(what: Report) -> str:
         side=what.data.test.images.shape[1],
         classes=classes,
         baseline=baseline(classes),
-        confusion=_confusion(what, predictions),
-        mistakes=_mistakes(what.data.test, what.data.class_names, predictions),
+        folded=len(classes) > MOST_CLASSES,
+        confusion="" if len(classes) > MOST_CLASSES else _confusion(what, predictions),
+        confusions=confusions(what.data, predictions),
+        groups={
+            "it gets wrong": _pictures(what.data, probabilities, np.flatnonzero(~right)),
+            "it gets right": _pictures(what.data, probabilities, np.flatnonzero(right)),
+        },
+        snippet=snippet(what),
     )
+
+
+def snippet(what: Report) -> str:
+    """Returns Python that classifies a photo by the smallest file, as its images were seen."""
+    file = what.output.resolve() / "tflite" / what.tflite["rows"][-1]["name"]
+    side = what.data.test.images.shape[1]
+    return SNIPPET.format(file=str(file), side=side)
 
 
 def standard_error(accuracy: float, images: int) -> str:
@@ -190,6 +221,33 @@ def baseline(classes: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"name": commonest["name"], "share": share, "balanced": balanced}
 
 
+def confusions(data: TaskData, predictions: np.ndarray) -> list[dict[str, Any]]:
+    """Lists the most frequent mistakes.
+
+    Args:
+        data: images of C classes.
+        predictions: [N] classes of the test images.
+
+    Returns:
+        {"true", "taken_for", "count", "test": images of that class} of each, the commonest first.
+    """
+    names, count = data.class_names, len(data.class_names)
+    matrix = confusion_matrix(data.test.labels, predictions, labels=range(count))
+    tested = matrix.sum(axis=1)
+    np.fill_diagonal(matrix, 0)
+    worst = np.argsort(-matrix, axis=None, kind="stable")[:MOST_CONFUSIONS]
+    return [
+        {
+            "true": names[true],
+            "taken_for": names[taken_for],
+            "count": int(matrix[true, taken_for]),
+            "test": int(tested[true]),
+        }
+        for true, taken_for in zip(*np.unravel_index(worst, matrix.shape), strict=True)
+        if matrix[true, taken_for]
+    ]
+
+
 def _confusion(what: Report, predictions: np.ndarray) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "confusion.png"
@@ -199,19 +257,22 @@ def _confusion(what: Report, predictions: np.ndarray) -> str:
         return pages.inline(path)
 
 
-def _mistakes(
-    test: Examples, names: Sequence[str], predictions: np.ndarray
-) -> list[dict[str, str]]:
-    """Returns pictures of test images that were got wrong, spread over the classes."""
-    wrong = np.flatnonzero(predictions != test.labels)
-    wrong = wrong[np.linspace(0, len(wrong) - 1, min(MOST_MISTAKES, len(wrong))).astype(int)]
+def _pictures(data: TaskData, probabilities: np.ndarray, rows: np.ndarray) -> list[dict[str, Any]]:
+    """Returns pictures of some of the test images of `rows`, spread over the classes.
+
+    Each with its class, and the name and probability of the one that it is taken for.
+    """
+    test, names = data.test, data.class_names
+    rows = rows[np.argsort(test.labels[rows], kind="stable")]
+    rows = rows[np.linspace(0, len(rows) - 1, min(MOST_PICTURES, len(rows))).astype(int)]
     shown = []
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "mistake.png"
-        for row in wrong:
+        path = Path(folder) / "image.png"
+        for row in rows:
             PIL.Image.fromarray(test.images[row]).resize((112, 112)).save(path)
-            true, taken_for = names[test.labels[row]], names[predictions[row]]
-            facts = {"key": test.keys[row], "true": true, "taken_for": taken_for}
+            best = int(probabilities[row].argmax())
+            facts = {"key": test.keys[row], "true": names[test.labels[row]]}
+            facts |= {"taken_for": names[best], "probability": float(probabilities[row, best])}
             shown.append(facts | {"picture": pages.inline(path)})
     return shown
 

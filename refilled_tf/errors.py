@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+import shlex
+import typing
+from collections.abc import Callable, Sequence
 from typing import Any
+
+SHOWN = 10  # of many files, classes or names, how many a line names
 
 
 class InputError(Exception):
@@ -12,7 +16,14 @@ class InputError(Exception):
 
     The message is a single line that names the culprit and what would be accepted. Entry points
     print it without a traceback and exit with a non-zero status.
+
+    Attributes:
+        details: all that the message had to shorten, a line each; () where it names everything.
     """
+
+    def __init__(self, message: str, details: Sequence[str] = ()):
+        super().__init__(message)
+        self.details = tuple(details)
 
 
 class DivergedError(InputError):
@@ -26,6 +37,49 @@ class OutOfTimeError(Exception):
 def one_line(error: Exception) -> str:
     """Returns what an error of some library says, as part of a message."""
     return " ".join(str(error).split())[:200]
+
+
+def listed(items: Sequence[str], separator: str = ", ", shown: int | None = SHOWN) -> str:
+    """Joins the first of many items, all if `shown` is None, and says how many more there are."""
+    first = list(items[:shown])
+    if len(items) > len(first):
+        first.append(f"… and {len(items) - len(first):,} more")
+    return separator.join(first)
+
+
+def gin_param(option: str, value: str) -> str:
+    """Returns what sets a gin option to a string, as a shell takes it."""
+    setting = f'{option} = "{value}"'
+    return f"--gin_param={shlex.quote(setting)}"
+
+
+def choices(kind: type, name: str) -> tuple[str, ...]:
+    """Returns what an option may be whose type is a `Literal`; () of any other."""
+    hint = typing.get_type_hints(kind).get(name)
+    parts = [part for part in (hint, *typing.get_args(hint)) if typing.get_origin(part)]
+    return tuple(
+        value
+        for part in parts
+        if typing.get_origin(part) is typing.Literal
+        for value in typing.get_args(part)
+    )
+
+
+def alternatives(accepted: Sequence[str]) -> str:
+    """Returns such as "'error' or 'skip'" of two, "one of a, b, c" of more."""
+    if len(accepted) == 2:
+        return " or ".join(map(repr, accepted))
+    return f"one of {', '.join(accepted)}"
+
+
+def require_choice(owner: object, *names: str) -> None:
+    """Raises InputError unless options are among what their types, each a `Literal`, name."""
+    for name in names:
+        value, accepted = getattr(owner, name), choices(type(owner), name)
+        require(
+            value in accepted,
+            f"{type(owner).__name__}.{name}={value!r} must be {alternatives(accepted)}",
+        )
 
 
 def require_built(option: str, value: object, kind: Any, example: str) -> None:

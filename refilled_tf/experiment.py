@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import gin
 import tensorflow as tf
@@ -20,7 +20,7 @@ from refilled_tf import stack, storage, training
 from refilled_tf import stage as stages
 from refilled_tf.data import unlabelled
 from refilled_tf.data.task import Task, load
-from refilled_tf.errors import require, require_built
+from refilled_tf.errors import require, require_built, require_choice
 from refilled_tf.probe_row import Probe
 from refilled_tf.stage import Run, Stage
 from refilled_tf.trials import Trials
@@ -45,7 +45,7 @@ class Experiment:
     """
 
     rows: tuple[Row, ...]
-    strategy: str = "mirrored"
+    strategy: Literal["mirrored", "multi_worker"] = "mirrored"
     deterministic: bool = True
     data_dir: str | None = None
 
@@ -55,10 +55,7 @@ class Experiment:
         for row in self.rows:
             require_built("Experiment.rows", row, Row, "@refilled/Stage()")
         require(len(self.rows) > 0, "Experiment.rows is empty: it needs at least one method")
-        require(
-            self.strategy in ("mirrored", "multi_worker"),
-            f"Experiment.strategy={self.strategy!r} must be 'mirrored' or 'multi_worker'",
-        )
+        require_choice(self, "strategy")
         by_name: dict[str, Row] = {}
         for spec in self.specs():
             require(

@@ -253,4 +253,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("seeds", 10, "Random tasks of each size.", lower_bound=2)
     flags.DEFINE_integer("sizes", 10, "Task sizes, evenly spaced up to all classes.", lower_bound=2)
     flags.DEFINE_integer("batch_size", 128, "Images of a task.", lower_bound=1)
-    run_main(main)
+    run_main(main, goes_on=True)

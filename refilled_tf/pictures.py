@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.ticker import LogLocator, NullFormatter
 from sklearn.manifold import TSNE
 
-from refilled_tf import experiment, storage
+from refilled_tf import experiment, fonts, storage
 from refilled_tf.data import batches
 from refilled_tf.data.task import load
 from refilled_tf.models import networks
@@ -140,6 +140,8 @@ def save_embeddings(path: Path, title: str, stages: Sequence[Stage], where: Run)
     images = load(data, where.data_dir)
     rows = np.flatnonzero(images.test.labels < CLASSES)
     examples = type(images.test)(*(part[rows] for part in images.test))
+    plt.rcParams["font.family"] = fonts.families(images.class_names)
+    names = fonts.drawable(images.class_names)
     figure, axes = plt.subplots(
         1, len(stages), figsize=(5 * len(stages), 5), squeeze=False, layout="constrained"
     )
@@ -152,8 +154,7 @@ def save_embeddings(path: Path, title: str, stages: Sequence[Stage], where: Run)
         flat = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(embedding)
         for label in np.unique(examples.labels):
             mine = examples.labels == label
-            name = images.class_names[label]
-            plot.scatter(*flat[mine].T, s=9, color=plt.cm.tab10(label), label=name)
+            plot.scatter(*flat[mine].T, s=9, color=plt.cm.tab10(label), label=names[label])
         plot.set_title("Teacher" if stage in stages[-1].teachers else stage.method)
         plot.set_xticks([])
         plot.set_yticks([])

@@ -14,7 +14,8 @@ from refilled_tf.errors import InputError, require
 
 ACCEPTED = (
     "a folder of photos, which may lie at any depth; NAME or NAME:SPLIT of TensorFlow Datasets; a "
-    "--work_dir of a training, for the images that its teacher has learnt from"
+    "--work_dir of a training or an --output of distill, for the images that its teacher has "
+    "learnt from"
 )
 # Names under which TFDS's datasets keep what identifies an image.
 KEYS = ("image/filename", "file_name", "filename", "id", "image/id", "key", "name")
@@ -31,8 +32,8 @@ def parse(spec: str, data_dir: str | None) -> Task | Source:
         InputError: there is no such thing.
     """
     folder = Path(spec).expanduser()
-    if (folder / config.OPERATIVE).is_file():
-        tasks = [stage.task for stage in config.load_work_dir(folder).stages()]
+    if training := config.training_in(folder):
+        tasks = [stage.task for stage in config.load_work_dir(training).stages()]
         taught = next((task for task in tasks if task.role == "teacher"), None)
         require(
             taught is not None,

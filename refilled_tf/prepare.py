@@ -65,4 +65,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("dataset", None, "TFDS's name, or mini_imagenet.", required=True)
     flags.DEFINE_string("data_dir", None, "Folder of prepared datasets; TFDS's own if unset.")
     flags.DEFINE_string("manual_dir", None, "Folder of what TFDS cannot download.")
-    run_main(main)
+    run_main(main, goes_on=True)

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from refilled_tf import distill_config, report, students, teachers
+from refilled_tf import config, distill_config, report, students, teachers
 from refilled_tf.data import batches
 from refilled_tf.data.task import Task, load, read_index, select
 from refilled_tf.entry import run_main
-from refilled_tf.errors import require
+from refilled_tf.errors import InputError, require
 from refilled_tf.evaluation.embedding import cross_validated
 from refilled_tf.models import networks
 from refilled_tf.progress import bar_interval
@@ -200,22 +201,64 @@ def main(argv: list[str]) -> None:
         for name in teachers.OPTIONS
     }
     candidates = [
-        teachers.parse(spec, **{name: values[number] for name, values in options.items()})
+        teachers.parse(
+            spec, FLAGS.trust_teacher, **{name: values[number] for name, values in options.items()}
+        )
         for number, spec in enumerate(specs)
     ]
+    config.require_quotes(FLAGS.gin_param)
     task = distill_config.task_of(FLAGS.images, FLAGS.data_dir)
+    pairs = list(zip(specs, candidates, strict=True))
+    # All are built before any is asked, as that may take hours.
+    built, faults = attempted(
+        lambda spec, teacher: (spec, teacher, distill_config.sizes(teacher, FLAGS.image_size)),
+        pairs,
+    )
+    taken = [(spec, teacher) for spec, teacher, _ in built]
     if FLAGS.gin_param:
         # What distill would make of them, for whichever teacher.
-        settings = distill_config.settings(task, candidates[0], STUDENT, FLAGS.image_size)
+        settings = distill_config.settings(task, taken[0][1], STUDENT, FLAGS.image_size)
         text = distill_config.gin_text([], settings, {}, FLAGS.gin_param)
         task = distill_config.task_in(text, FLAGS.gin_param)
     check(task, FLAGS.folds, FLAGS.data_dir)
     where = FLAGS.image_size, FLAGS.folds, FLAGS.data_dir
-    scores = ranked([score(*each, task, *where) for each in zip(specs, candidates, strict=True)])
+    scores, more = attempted(lambda *each: score(*each, task, *where), taken)
+    faults += more
+    scores = ranked(scores)
     selection = select(task, read_index(task.data.source, FLAGS.data_dir))
     pixels, classes = of_pixels(task, FLAGS.folds, FLAGS.data_dir), len(selection.class_names)
     print(f"\n{classes} classes, {len(selection.train)} images that train, {FLAGS.folds} folds\n")
     print(f"{table([*scores, pixels])}\n\n{expectation(scores, pixels)}")
+    require(
+        not faults, f"{len(faults)} of {len(specs)} teachers are not scored: {'; '.join(faults)}"
+    )
+
+
+def attempted(
+    work: Callable[[str, teachers.Teacher], Any], pairs: Sequence[tuple[str, teachers.Teacher]]
+) -> tuple[list[Any], list[str]]:
+    """Does something with each teacher; one that fails does not keep the others from it.
+
+    Args:
+        work: what to do.
+        pairs: the teachers, and how the command line names them.
+
+    Returns:
+        What `work` returned where it did, and what was wrong with the others.
+
+    Raises:
+        InputError: it failed with all.
+    """
+    done, faults = [], []
+    for pair in pairs:
+        try:
+            done.append(work(*pair))
+        except InputError as error:
+            faults.append(str(error))
+            if len(pairs) > 1:
+                print(f"{pair[0]} is left out: {error}")
+    require(bool(done), "; ".join(faults))
+    return done, faults
 
 
 def _one_for_each(name: str, values: list[str], count: int) -> list[str | None]:
@@ -236,6 +279,7 @@ if __name__ == "__main__":
     )
     for name, explanation in teachers.OPTIONS.items():
         flags.DEFINE_multi_string(f"teacher_{name}", [], explanation)
+    flags.DEFINE_bool("trust_teacher", False, teachers.TRUST)
     flags.DEFINE_integer("image_size", 96, "Side of the student's images in pixels.", 1)
     flags.DEFINE_integer("folds", 5, "Of the cross-validation.")
     flags.DEFINE_multi_string(

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import gin
 import tensorflow as tf
 
-from refilled_tf.errors import require, require_not_negative, require_positive, require_whole
+from refilled_tf.errors import (
+    require,
+    require_choice,
+    require_not_negative,
+    require_positive,
+    require_whole,
+)
 
 
 @gin.register
@@ -50,13 +57,13 @@ class Recipe:
     classes_per_batch: int | None = None
     learning_rate: float = 0.1
     embedding_rate: float = 1.0
-    schedule: str = "steps"
+    schedule: Literal["steps", "cosine"] = "steps"
     milestones: tuple[float, ...] = (0.25, 0.5, 0.75)
     decay_factor: float = 0.2
     momentum: float = 0.9
     nesterov: bool = True
     weight_decay: float = 5e-4
-    precision: str = "float32"
+    precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
 
     def __post_init__(self):
         object.__setattr__(self, "milestones", tuple(self.milestones))
@@ -86,15 +93,7 @@ class Recipe:
             and list(self.milestones) == sorted(self.milestones),
             f"Recipe.milestones={self.milestones} must be ascending shares between 0 and 1",
         )
-        require(
-            self.schedule in ("steps", "cosine"),
-            f"Recipe.schedule={self.schedule!r} must be 'steps' or 'cosine'",
-        )
-        accepted = ("float32", "mixed_float16", "mixed_bfloat16")
-        require(
-            self.precision in accepted,
-            f"Recipe.precision={self.precision!r} must be one of {', '.join(accepted)}",
-        )
+        require_choice(self, "schedule", "precision")
 
     @property
     def total_epochs(self) -> int:

@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 from sklearn.metrics import confusion_matrix
 
-from refilled_tf import storage
+from refilled_tf import fonts, storage
 
 matplotlib.use("agg")
 
@@ -141,21 +141,23 @@ def save_confusion_matrix(
         path: of the picture.
         labels: [N] int.
         predictions: [N] int.
-        class_names: of length C.
+        class_names: of length C; see `fonts.drawable`.
         title: above the picture.
     """
     count = len(class_names)
     matrix = confusion_matrix(labels, predictions, labels=range(count), normalize="true")
     side = max(4.5, 0.2 * count + 2.5)
-    figure, axes = plt.subplots(figsize=(side, side), layout="constrained")
-    picture = axes.imshow(100 * matrix, cmap="Blues", vmin=0, vmax=100)
-    # A "$" in a name is no formula.
-    axes.set_xticks(range(count), class_names, rotation=90, fontsize=7, parse_math=False)
-    axes.set_yticks(range(count), class_names, fontsize=7, parse_math=False)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    axes.set_title(title, fontsize=9)
-    figure.colorbar(picture, label="% of the true class's images", shrink=0.7)
-    with storage.replacing(path) as temporary:
-        figure.savefig(temporary, dpi=120, bbox_inches="tight")
-    plt.close(figure)
+    with plt.rc_context({"font.family": fonts.families((*class_names, title))}):
+        names = fonts.drawable(class_names)
+        figure, axes = plt.subplots(figsize=(side, side), layout="constrained")
+        picture = axes.imshow(100 * matrix, cmap="Blues", vmin=0, vmax=100)
+        # A "$" in a name is no formula.
+        axes.set_xticks(range(count), names, rotation=90, fontsize=7, parse_math=False)
+        axes.set_yticks(range(count), names, fontsize=7, parse_math=False)
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("true")
+        axes.set_title(title, fontsize=9)
+        figure.colorbar(picture, label="% of the true class's images", shrink=0.7)
+        with storage.replacing(path) as temporary:
+            figure.savefig(temporary, dpi=120, bbox_inches="tight")
+        plt.close(figure)

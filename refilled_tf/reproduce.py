@@ -321,4 +321,4 @@ if __name__ == "__main__":
     flags.DEFINE_bool("collect", False, "Train nothing; write what is finished.")
     flags.DEFINE_bool("dry_run", False, "List what is to be trained and how long it may take.")
     flags.DEFINE_float("max_minutes", None, "Stop after the epoch under way then.", lower_bound=0.0)
-    run_main(main)
+    run_main(main, goes_on=True)

@@ -204,13 +204,14 @@ def _digest(settings: dict[str, Any]) -> str:
 
 
 # The name in the table, what to do with images that a finished stage has not met, and where a
-# file lies whose content is a setting.
+# file lies whose content is a setting, and whether its code may run.
 _NO_SETTINGS = (
     "Stage.method",
     "Probe.method",
     "Trials.method",
     "Data.on_corrupt",
     "KerasFile.file",
+    "KerasFile.trusted",
     "Application.weights",
     "FromWeights.weights",
     "EmbeddingFile.file",
@@ -223,7 +224,8 @@ _NO_SETTINGS = (
 
 # Options that are listed only where they are set, so that a folder from before there were any is
 # still known to be made with the same settings.
-_LISTED_IF_SET = (
+LISTED_IF_SET = (
+    "ImageFolder.on_conflict",
     "Data.view_size",
     "Data.min_crop",
     "Task.unlabelled",
@@ -256,7 +258,7 @@ def _flatten(spec: Any) -> dict[str, Any]:
         if name == "Stage.teacher" and value is not None:
             flat[name] = [teacher.name for teacher in value]  # several, in the order of their τ
             continue
-        if name in _LISTED_IF_SET and value == field.default:
+        if name in LISTED_IF_SET and value == field.default:
             continue
         if name == "Task.unlabelled":
             flat[name] = [{"kind": type(part).__name__} | _flatten(part) for part in value]
@@ -388,7 +390,7 @@ def check(stage: Stage, run: Run) -> None:
         require(
             not recipe.mixup or not stage.teacher_cache.views,
             f"Recipe.mixup={recipe.mixup} makes new images in every step, of which a teacher cache "
-            "knows nothing; set teacher_cache.views = 0",
+            "knows nothing; set --gin_param='teacher_cache.views = 0'",
         )
         for teacher in stage.teachers:
             if isinstance(teacher.backbone, EmbeddingFile):
@@ -400,8 +402,8 @@ def check(stage: Stage, run: Run) -> None:
         require(
             stage.teacher.objective.classifies and known == selection.class_names,
             f"stage {stage.name!r} has the objective {type(stage.objective).__name__}, whose "
-            "teacher must have learnt the student's classes; take Data.class_split = "
-            "@SharedClasses(), or a cross-task objective",
+            "teacher must have learnt the student's classes; take "
+            "--gin_param='Data.class_split = @SharedClasses()', or a cross-task objective",
         )
     network = untrained_network(stage)
     require(
@@ -562,4 +564,4 @@ def _load(stage: Stage, run: Run, file: str) -> tf.keras.Model:
     path = run.folder(stage) / file
     require(path.exists(), f"{path} is missing: stage {stage.name!r} is not finished")
     advice = f"delete {path.parent} to train the stage again"
-    return stack.load_keras(path, str(path), advice)
+    return stack.load_keras(path, str(path), advice, getattr(stage.backbone, "trusted", False))

@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
+import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,11 +20,12 @@ from refilled_tf.errors import InputError, require
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path` and renames it into place when all went well.
 
-    The suffix stays, since writers choose the format by it. No other process has the same path,
-    on whatever machine it runs.
+    The suffix stays, since writers choose the format by it. What writers that were killed have left
+    of the same file is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}-{path.name}")
+    remove_abandoned(path.parent, path.name)
+    temporary = temporary_beside(path)
     try:
         yield temporary
         with temporary.open("r+b") as file:
@@ -29,6 +33,54 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_beside(path: Path) -> Path:
+    """Returns a hidden path beside `path` for what is under way.
+
+    It says which process it is of; no other has the same path, on whatever machine it runs.
+    """
+    return path.with_name(f".{_host()}@{os.getpid()}-{uuid.uuid4().hex[:8]}-{path.name}")
+
+
+def remove_abandoned(folder: Path, name: str | None = None) -> None:
+    """Removes what processes of this machine that are dead by now have left under way.
+
+    Args:
+        folder: in which.
+        name: of what they were to become; None for all there is.
+    """
+    for path in folder.glob(".*-*"):
+        match = _TEMPORARY.fullmatch(path.name)
+        if (
+            match is None
+            or name not in (None, match["name"])
+            or match["host"] not in (None, _host())
+        ):
+            continue
+        if not _runs(int(match["pid"])):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+# As `temporary_beside` names them; exports of earlier versions left ".PID-VERSION".
+_TEMPORARY = re.compile(
+    r"\.(?:(?P<host>[^@]*)@)?(?P<pid>\d+)-(?(host)[0-9a-f]{8}-)(?P<name>(?(host).+|\d+))"
+)
+
+
+def _host() -> str:
+    return re.sub(r"[^\w.-]", "_", platform.node())
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process of this machine is alive."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 def nearest_existing(place: Path) -> Path:

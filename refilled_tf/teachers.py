@@ -16,9 +16,9 @@ from refilled_tf.stage import Run
 
 IMAGENET = "imagenet:"
 ACCEPTED = (
-    "a --work_dir of a training, optionally with :STAGE; a .keras or .h5 file or a SavedModel "
-    "folder that Keras wrote; an .onnx file, such as PyTorch exports; an .npz file of embeddings; "
-    "imagenet:NAME, a network of tf.keras.applications"
+    "a --work_dir of a training or an --output of distill, optionally with :STAGE; a .keras or "
+    ".h5 file or a SavedModel folder that Keras wrote; an .onnx file, such as PyTorch exports; an "
+    ".npz file of embeddings; imagenet:NAME, a network of tf.keras.applications"
 )
 # What may be said of a teacher beside its spec, each as --teacher_NAME.
 OPTIONS = {
@@ -29,10 +29,12 @@ OPTIONS = {
     "input_size": "Side in pixels of what an imagenet: or ONNX teacher sees.",
 }
 
+TRUST = "Let a teacher's Keras file run code of its own, such as Lambda layers."
+
 Teacher = KerasFile | Application | EmbeddingFile | OnnxFile
 
 
-def parse(spec: str, **options: str | None) -> Teacher:
+def parse(spec: str, trusted: bool = False, **options: str | None) -> Teacher:
     """Turns a --teacher into what a gin file's Stage.backbone would hold.
 
     Only files' existence is checked here. `refilled_tf.stage.check` checks the rest (that a network
@@ -42,6 +44,7 @@ def parse(spec: str, **options: str | None) -> Teacher:
 
     Args:
         spec: one of `ACCEPTED`. Of a training the stage "teacher" is taken, unless :STAGE follows.
+        trusted: whether a Keras file may hold code, see `KerasFile`.
         **options: of `OPTIONS`, what --teacher_NAME says; None where it is unset. They are those
             of the class that is returned.
 
@@ -57,6 +60,8 @@ def parse(spec: str, **options: str | None) -> Teacher:
     kind, what, taken = _locate(spec)
     for name, value in given.items():
         require(name in taken, f"--teacher_{name}={value} does not go with --teacher={spec}")
+    if kind is KerasFile:
+        given["trusted"] = trusted
     return kind(what, **given)
 
 
@@ -81,10 +86,11 @@ def _locate(spec: str) -> tuple[type[Teacher], str, tuple[str, ...]]:
         return Application, spec.removeprefix(IMAGENET), ("layer", "weights", "input_size")
     path = Path(spec).expanduser()
     work_dir, _, stage = spec.partition(":")
-    if (Path(work_dir).expanduser() / config.OPERATIVE).is_file():
-        file = _model_of(Path(work_dir).expanduser(), stage or "teacher")
+    if training := config.training_in(Path(work_dir).expanduser()):
+        file = _model_of(training, stage or "teacher", work_dir)
         return KerasFile, str(file), ("layer",)
     require(path.exists(), f"--teacher={spec}: there is no such thing; accepted are {ACCEPTED}")
+    _require_no_export(spec, path)
     if path.suffix == ".npz":
         return EmbeddingFile, spec, ()
     if path.suffix == ".onnx":
@@ -127,17 +133,39 @@ def gin_lines(teacher: Teacher, scope: str = "teacher") -> list[str]:
     ]
 
 
-def _model_of(work_dir: Path, name: str) -> Path:
-    """Returns the file of a training's finished stage."""
-    where = Run(work_dir, None, tf.distribute.get_strategy())
-    stages = {each.name: each for each in config.load_work_dir(work_dir).stages()}
-    finished = [name for name, each in stages.items() if where.is_finished(each)]
+def _model_of(work_dir: Path, name: str, spec: str) -> Path:
+    """Returns the file of a training's finished stage; `spec` is how the user names the folder."""
+    known = _networks(work_dir)
     require(
-        name in finished,
-        f"--teacher={work_dir}: it has no finished stage {name!r}; finished are "
-        f"{', '.join(f'{work_dir}:{each}' for each in finished) or 'none'}",
+        name in known,
+        f"--teacher={spec}: it has no finished stage {name!r}; finished are "
+        f"{', '.join(f'{spec}:{each}' for each in known) or 'none'}",
     )
-    path = where.folder(stages[name]) / "model.keras"
-    if not path.is_file():
-        raise InputError(f"--teacher={work_dir}: {path} is missing")
-    return path
+    return known[name]
+
+
+def _networks(work_dir: Path) -> dict[str, Path]:
+    """Returns the files of a training's networks by stage; one in an ONNX file has none here."""
+    where = Run(work_dir, None, tf.distribute.get_strategy())
+    stages = [each for each in config.load_work_dir(work_dir).stages() if where.is_finished(each)]
+    files = {each.name: where.folder(each) / "model.keras" for each in stages}
+    return {name: file for name, file in files.items() if file.is_file()}
+
+
+def _require_no_export(spec: str, path: Path) -> None:
+    """Refuses what TF Serving serves, which has lost its layers, and says where they are."""
+    versions = [p for p in path.glob("*") if p.name.isdecimal()] if path.is_dir() else []
+    exported = [
+        each
+        for each in (path, *versions)
+        if (each / "saved_model.pb").is_file() and not (each / "keras_metadata.pb").is_file()
+    ]
+    if not exported:
+        return
+    advice = "the --work_dir of the training or the --output of distill that it was exported from"
+    for folder in (path, *path.resolve().parents[:2]):
+        if training := config.training_in(folder):
+            advice = f"one of {', '.join(f'{folder}:{name}' for name in _networks(training))}"
+    raise InputError(
+        f"--teacher={spec} is an export for a server, which has no layers any more; give {advice}"
+    )

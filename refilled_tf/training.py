@@ -263,17 +263,12 @@ def _without_strategy(network: tf.keras.Model) -> tf.keras.Model:
     Batch norm's statistics are reduced over all workers on reading, so every worker comes here,
     and the copy can then be read by one of them alone.
     """
-    copy = tf.keras.models.clone_model(network)
-    copy.set_weights(network.get_weights())
-    return copy
+    return networks.copied(network)
 
 
 def _copies(learner: Learner) -> dict[str, tf.keras.Model]:
     """Returns copies of all networks under training, to keep other weights in."""
-    copies = {n: tf.keras.models.clone_model(network) for n, network in learner.trained.items()}
-    for name, network in learner.trained.items():
-        copies[name].set_weights(network.get_weights())
-    return copies
+    return {name: networks.copied(network) for name, network in learner.trained.items()}
 
 
 def _build(

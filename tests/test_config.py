@@ -390,3 +390,34 @@ def test_own_file_includes_the_projects(tmp_path, monkeypatch):
     path = tmp_path / "own.gin"
     path.write_text("include 'quickstart.gin'\nRecipe.epochs = 7")
     assert _stages([path])["student"].recipe.epochs == 7
+
+
+@pytest.mark.parametrize(
+    ("param", "message"),
+    [
+        (
+            "Data.on_corrupt=skip",
+            "skip is no number and has no quotes; Data.on_corrupt must be 'error' or 'skip'; type "
+            """--gin_param='Data.on_corrupt = "skip"'""",
+        ),
+        (
+            "teacher/Recipe.precision = float16",
+            "teacher/Recipe.precision must be one of float32, mixed_float16, mixed_bfloat16; type "
+            """--gin_param='teacher/Recipe.precision = "float32"'""",
+        ),
+        ("ImageFolder.folder=/my photos", """--gin_param='ImageFolder.folder = "/my photos"'"""),
+        ("OnnxFile.layout=nchw", "OnnxFile.layout must be 'NCHW' or 'NHWC'"),
+        ("Dat.on_corrupt=skip", "gin: Could not find Dat in"),
+    ],
+)
+def test_word_without_quotes_is_told_how_to_type(param, message):
+    """As a shell hands over --gin_param=Data.on_corrupt='skip'."""
+    with pytest.raises(InputError, match=re.escape(message)):
+        config.load_experiment(["quickstart.gin"], [param])
+
+
+@pytest.mark.parametrize(
+    "param", ["Data.train_fraction = None", "Recipe.nesterov=False", "Recipe.epochs = 3"]
+)
+def test_what_needs_no_quotes_is_taken(param):
+    config.require_quotes([param])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 import os
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -13,9 +15,11 @@ import commands
 import numpy as np
 import onnx_graphs
 import photos
+import PIL.Image
 import pytest
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
+from scipy.special import softmax
 
 from export import trained, versions
 from refilled_tf import (
@@ -29,8 +33,10 @@ from refilled_tf import (
     teachers,
     tuning,
 )
+from refilled_tf.data import batches
 from refilled_tf.data.task import load
 from refilled_tf.errors import InputError
+from refilled_tf.models import networks
 
 pytestmark = pytest.mark.slow
 
@@ -154,7 +160,8 @@ def test_files_answer_as_was_scored(done):
     _, output, _ = done
     spec = config.load_work_dir(output / "training")
     task = spec.stages()[-1].task
-    interpreter = Interpreter(str(output / "tflite/refilled_none.tflite"))
+    name = f"{_candidates(output)[0]['stage']}_none.tflite"
+    interpreter = Interpreter(str(output / "tflite" / name))
     interpreter.allocate_tensors()
     (taken,), (answer,) = interpreter.get_input_details(), interpreter.get_output_details()
     # 14 pixels, of which the network's 8 stand for 12, are 9 of the student's.
@@ -170,7 +177,7 @@ def test_files_answer_as_was_scored(done):
     (row,) = (
         row
         for row in storage.read_json(output / "tflite/tflite.json")["rows"]
-        if row["name"] == "refilled_none.tflite"
+        if row["name"] == name
     )
     assert right / len(test.labels) == pytest.approx(row["accuracy"])
 
@@ -183,20 +190,19 @@ def test_report_needs_no_network_and_shows_the_numbers(done):
         assert f"<td>{row['method']}</td><td>{100 * row['accuracy']:.1f} %</td>" in page
     for row in json.loads((output / "tflite/tflite.json").read_text())["rows"]:
         assert f"<td>{row['bytes'] / 1000:.0f}</td>" in page
-    assert "refilled_int8.tflite" in page
+    assert f"tflite/{_candidates(output)[0]['stage']}_int8.tflite" in page
     assert "Recipe.steps = 40" in page
     for row in _candidates(output):
         assert f"<td>{row['method']}</td><td>{100 * row['accuracy']:.1f} %</td>" in page
     assert page.count("trial_00") >= 2
 
 
-def test_row_that_is_an_embedding_has_no_accuracy_to_show(done):
-    _, output, _ = done
+def _report(output, *further, **changes):
+    """Returns a report on what is finished in a folder, with further rows."""
     model = trained.load(output / "training", None, None)
-    embedding = _results(output)[-1] | {"method": "Triplets", "stage": "triplet", "accuracy": None}
     report = distill_report.Report(
         command="",
-        rows=[embedding, _results(output)[-1]],
+        rows=[*further, _results(output)[-1]],
         exported=model.stage.name,
         student="TinyNetwork",
         data=model.data,
@@ -209,6 +215,82 @@ def test_row_that_is_an_embedding_has_no_accuracy_to_show(done):
         gin="",
         output=output,
     )
+    return dataclasses.replace(report, **changes)
+
+
+def test_report_names_the_teacher_and_its_own_scores(done, given):
+    """Of the teacher: 5·5·16 numbers feed its Dense layer, of 12×12 pixels by a stride of 2."""
+    _, output, _ = done
+    page = (output / "report.html").read_text(encoding="utf-8")
+    assert f"The teacher is {given[1]}, with embeddings of 400 numbers" in page
+    rows = {row["stage"]: 100 * row["accuracy"] for row in _results(output)}
+    said = rf"Teacher, 1NN: {rows['teacher_1nn']:.1f} %.*Teacher, LR: {rows['teacher_lr']:.1f} %"
+    assert re.search(said, page, re.S)
+
+
+def test_report_shows_pictures_with_what_is_thought_of_them(done):
+    _, output, _ = done
+    report = _report(output)
+    test, names = report.data.test, report.data.class_names
+    crops = batches.scoring_batches(test, report.size)
+    logits = networks.outputs_of(report.network, crops)["logits"]
+    probabilities = softmax(logits, axis=1)
+    right = int(np.sum(probabilities.argmax(axis=1) == test.labels))
+    found = re.findall(
+        r'alt="([^"]+)">\s*<figcaption>([^,(\n]+)(?:, taken for (\S+))?\s+\(([\d.]+) %\)',
+        distill_report.html(report),
+    )
+    assert len(found) == min(12, right) + min(12, len(test.labels) - right)
+    for key, true, taken_for, percent in found:
+        (row,) = np.flatnonzero(test.keys == key)
+        assert names[test.labels[row]] == true
+        assert names[probabilities[row].argmax()] == (taken_for or true)
+        assert float(percent) == pytest.approx(100 * probabilities[row].max(), abs=0.06)
+
+
+def test_snippet_runs_where_paths_have_quotes(done, given, tmp_path, monkeypatch, capsys):
+    _, output, _ = done
+    copy = shutil.copytree(output, tmp_path / 'that\'s "mine" & yours')
+    page = distill_report.html(_report(copy))
+    program = html.unescape(re.search(r'<pre id="snippet">(.*?)</pre>', page, re.S)[1])
+    # A photo of other proportions than those that the network takes.
+    photo = PIL.Image.open(next((given[0] / "7").iterdir())).resize((60, 40))
+    photo.save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    exec(program, {})
+    assert re.search(r"category_name='[5-9]'", capsys.readouterr().out)
+
+
+def test_report_of_many_classes_lists_confusions_instead_of_a_matrix(done):
+    """By hand: of 50 classes of two images, all of class 7 are taken for class 8."""
+    _, output, _ = done
+    report = _report(output)
+    labels = np.repeat(np.arange(50), 2)
+    answers = np.where(labels == 7, 8, labels)
+    rows = np.zeros(100, int)
+    test = report.data.test._replace(
+        images=report.data.test.images[rows],
+        labels=labels,
+        keys=np.array([f"{row}.png" for row in range(100)]),
+    )
+    names = tuple(f"猫 {number}" for number in range(50))
+    data = report.data._replace(test=test, train=report.data.train, class_names=names)
+    found = distill_report.confusions(data, answers)
+    assert found == [{"true": "猫 7", "taken_for": "猫 8", "count": 2, "test": 2}]
+    images = tf.keras.Input((report.size, report.size, 3))
+    logits = tf.keras.layers.Dense(50)(tf.keras.layers.Flatten()(images))
+    network = tf.keras.Model(images, {"logits": logits})
+    page = distill_report.html(dataclasses.replace(report, data=data, network=network))
+    assert "All 50 classes</summary>" in page
+    assert "The most frequent mistakes:" in page
+    assert "Confusion matrix" not in page
+    assert len(page) < 1_000_000
+
+
+def test_row_that_is_an_embedding_has_no_accuracy_to_show(done):
+    _, output, _ = done
+    embedding = _results(output)[-1] | {"method": "Triplets", "stage": "triplet", "accuracy": None}
+    report = _report(output, embedding)
     assert "<td>Triplets</td><td></td>\n<td></td>" in distill_report.html(report)
     assert "test images right; see" in distill_report.line(report)
 
@@ -227,7 +309,7 @@ def test_killed_run_goes_on(done, given, tmp_path):
     end = run.stdout.splitlines()[-1].replace(str(output), str(copy))
     assert again.stdout.splitlines()[-1] == end
     assert before == {path: path.stat().st_mtime_ns for path in before}
-    assert (copy / "tflite/refilled_int8.tflite").exists()
+    assert (copy / f"tflite/{winner}_int8.tflite").exists()
 
 
 def _settings(given, **options):
@@ -253,7 +335,8 @@ def test_images_are_surveyed_as_settings_say(given, tmp_path):
 
     def survey(*given):
         text = distill_config.gin_text((), _settings((tmp_path, teacher)), {}, given)
-        return distill.survey(distill_config.task_in(text), None)
+        output = tmp_path.with_name(f"{tmp_path.name}_output")
+        return distill.survey(distill_config.task_in(text), None, output)
 
     with pytest.raises(InputError, match="same file in training and test"):
         survey()
@@ -287,6 +370,14 @@ def test_batches_of_candidates_fit_small_classes(tmp_path):
     """By hand: of ten images 8 train, of which .8·8, rounded, are 6, and that in five classes."""
     task = distill_config.task_of(str(photos.write_folder(tmp_path, count=10)), None)
     assert len(candidates.training_rows(task, None)) == 5 * 6
+
+
+def test_output_among_the_images_is_refused(given):
+    images, teacher = given
+    run = _distill(images, teacher, images / "output")
+    assert run.returncode == 1
+    assert f"--output={images}/output lies in --images={images}" in run.stderr
+    assert not (images / "output").exists()
 
 
 @pytest.mark.parametrize("place", ["file", "file/below"])
@@ -349,7 +440,8 @@ def test_student_from_weights_under_an_onnx_teacher(given, tmp_path):
     # onnxruntime's network is not Keras's, to put a head on it and export it.
     assert [row["stage"] for row in rows[:3]] == ["teacher_1nn", "teacher_lr", "student_kx"]
     assert {row["width"] for row in rows[2:]} == {0.25}
-    assert (tmp_path / "output/tflite/refilled_int8.tflite").exists()
+    winner = _candidates(tmp_path / "output")[0]["stage"]
+    assert (tmp_path / f"output/tflite/{winner}_int8.tflite").exists()
     page = (tmp_path / "output/report.html").read_text(encoding="utf-8")
     assert "a\nMobileNetV2 of width 0.25, pretrained, that sees 32×32 pixels" in page
 
@@ -412,10 +504,37 @@ def test_first_look_names_all_that_is_odd(given, tmp_path, capsys):
     shutil.copy(next((images / "6").iterdir()), tmp_path / "photos/7/six.png")
     task = distill_config.task_of(str(tmp_path / "photos"), None)
     with pytest.raises(InputError, match="same file in two classes, '6' and '7'"):
-        distill.survey(task, None)
+        distill.survey(task, None, tmp_path / "out")
     shown = capsys.readouterr().out
     assert "corrupt: 5/empty.png" in shown
     assert "7/six.png" in shown
+    assert not (tmp_path / "out").exists()
+
+
+def test_long_lists_are_shortened_and_whole_in_notes(given, tmp_path):
+    images, teacher = given
+    folder = shutil.copytree(images, tmp_path / "photos")
+    for number, path in enumerate(sorted((folder / "6").iterdir())[:13]):
+        shutil.copy(path, folder / f"7/six_{number:02d}.png")
+        (folder / f"5/note_{number:02d}.txt").write_text("no image")
+    flags = f"--images={folder}", f"--teacher={teacher}", f"--output={tmp_path}/out"
+    run = commands.run("refilled_tf.distill", *flags)
+    assert run.returncode == 1
+    assert "no images: 5/note_00.txt" in run.stdout
+    assert "… and 3 more, in notes.txt" in run.stdout
+    assert run.stderr.count("are the same file in two classes, '6' and '7'") == 10
+    assert "… and 3 more. Delete each" in run.stderr
+    option = """--gin_param='ImageFolder.on_conflict = "skip"'"""
+    assert option in run.stderr
+    notes = (tmp_path / "out/notes.txt").read_text()
+    assert all(f"5/note_{number:02d}.txt" in notes for number in range(13))
+    assert notes.count("are the same file in two classes") == 13
+    # What is advised is what a shell takes; 13 photos are left out of both classes, of 30 each.
+    text = distill_config.gin_text(
+        (), _settings((folder, teacher)), {}, [shlex.split(option)[0][12:]]
+    )
+    selection = distill.survey(distill_config.task_in(text), None, tmp_path / "out")
+    assert len(selection.train) + len(selection.test) == 5 * 30 - 13
 
 
 def test_other_options_do_not_overwrite(done, given):

@@ -64,6 +64,19 @@ def _embeddings(network, pixels):
     return flat(pixels / 127.5 - 1).numpy()
 
 
+def test_trusted_code_is_loaded_from_its_stage(tmp_path):
+    images = tf.keras.Input((SIZE, SIZE, 3))
+    scaled = tf.keras.layers.Lambda(lambda x: x / 255)(images)
+    tf.keras.Model(images, tf.keras.layers.Flatten()(scaled)).save(tmp_path / "teacher.keras")
+    backbone = KerasFile(str(tmp_path / "teacher.keras"), trusted=True)
+    run, spec = tiny.run_in(tmp_path), _teacher(tmp_path / "teacher.keras", backbone=backbone)
+    stage.check(spec, run)
+    training.train(spec, run)
+    pixels = training.load(TASK, None).test.images[:2].astype(np.float32)
+    found = stage.load_network(spec, run)(pixels)["embedding"]
+    np.testing.assert_allclose(found, pixels.reshape(2, -1) / 255, rtol=1e-5)
+
+
 def test_import_is_a_finished_stage(network, file, tmp_path):
     run, spec = tiny.run_in(tmp_path), _teacher(file)
     stage.check(spec, run)

@@ -154,7 +154,7 @@ def test_settings_of_the_images_are_those_of_distill(folder, tmp_path):
     flags = f"--images={images}", teacher, "--image_size=16", "--folds=3"
     refused = commands.run("refilled_tf.probe", *flags)
     assert refused.returncode == 1
-    assert "Data.on_corrupt='skip'" in refused.stderr
+    assert """--gin_param='Data.on_corrupt = "skip"'""" in refused.stderr
     taken = commands.run("refilled_tf.probe", *flags, "--gin_param=Data.on_corrupt = 'skip'")
     assert taken.returncode == 0, taken.stderr
     assert "4 classes" in taken.stdout
@@ -168,6 +168,37 @@ def test_options_are_spread_over_the_teachers():
     assert probe._one_for_each("teacher_layer", ["", "flat"], 2) == [None, "flat"]
     with pytest.raises(InputError, match="--teacher_layer is given 1 times for 2 teachers"):
         probe._one_for_each("teacher_layer", ["flat"], 2)
+
+
+def test_one_that_fails_does_not_cost_the_others(folder):
+    """One that cannot be read, and one that lacks images, beside one that is whole."""
+    (folder / "text.keras").write_text("no network")
+    np.savez(folder / "short.npz", paths=["digit 0/0.png"], embeddings=[[1.0]])
+    names = "text.keras", "some.npz", "short.npz"
+    given = [f"--teacher={folder}/{name}" for name in names]
+    done = commands.run("refilled_tf.probe", f"--images={folder}/images", *given, "--folds=3")
+    assert done.returncode == 1
+    assert f"| {folder}/some.npz" in done.stdout
+    assert "error: 2 of 3 teachers are not scored" in done.stderr
+    assert "text.keras: Keras cannot read it" in done.stderr
+    assert "short.npz misses" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("program", ["probe", "distill"])
+def test_both_commands_refuse_what_one_of_them_could_not_load(folder, tmp_path, program):
+    images = tf.keras.Input((16, 16, 3))
+    flat = tf.keras.layers.Flatten()(tf.keras.layers.Lambda(lambda x: x / 255)(images))
+    tf.keras.Model(images, flat).save(tmp_path / "code.keras")
+    flags = f"--images={folder}/images", f"--teacher={tmp_path}/code.keras", "--image_size=16"
+    output = [f"--output={tmp_path}/out"] if program == "distill" else []
+    refused = commands.run(f"refilled_tf.{program}", *flags, *output)
+    assert refused.returncode == 1
+    assert "code, which would run here: Lambda layer" in refused.stderr
+    assert not (tmp_path / "out").exists()
+    if program == "probe":
+        taken = commands.run("refilled_tf.probe", *flags, "--trust_teacher", "--folds=3")
+        assert taken.returncode == 0, taken.stderr
 
 
 def test_unknown_teacher_ends_in_one_line(folder):

@@ -115,6 +115,15 @@ def test_file_of_a_later_keras_is_refused_in_a_line(tmp_path, version, remedy):
     assert "\n" not in str(caught.value)
 
 
+def test_file_of_an_earlier_keras_says_its_version(tmp_path):
+    path = _rewritten(tmp_path / "teacher.keras", "2.2.4")
+    message = (
+        rf"Keras cannot read it .*saved with Keras 2\.2\.4, and this is {stack.KERAS}\. .*ONNX"
+    )
+    with pytest.raises(InputError, match=message):
+        KerasFile(str(path)).build(8)
+
+
 def test_what_no_version_explains_is_named_as_before(tmp_path):
     path = _rewritten(tmp_path / "teacher.keras", stack.KERAS)
     with pytest.raises(InputError, match="Keras cannot read it"):

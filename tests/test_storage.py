@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -94,3 +96,29 @@ def test_unreadable_json_is_named(tmp_path, content):
         storage.read_json(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def _dead():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_what_dead_writers_left_is_removed(tmp_path):
+    """Of this machine; what another one's writers are at is theirs."""
+    path, mine = tmp_path / "model.keras", storage.temporary_beside(tmp_path / "model.keras")
+    mine.write_text("under way")
+    dead = tmp_path / mine.name.replace(f"@{os.getpid()}-", f"@{_dead()}-")
+    dead.write_text("half")
+    other = tmp_path / dead.name.replace(".", ".elsewhere", 1)
+    other.write_text("under way")
+    (tmp_path / ".hidden-1").touch()
+    with storage.replacing(path) as temporary:
+        temporary.write_text("whole")
+    assert sorted(tmp_path.iterdir()) == sorted([mine, other, path, tmp_path / ".hidden-1"])
+    (tmp_path / f".{_dead()}-1700000000").mkdir()
+    (tmp_path / f".{os.getpid()}-1700000000").mkdir()
+    storage.remove_abandoned(tmp_path)
+    assert not dead.exists()
+    left = [f".{os.getpid()}-1700000000", ".hidden-1", mine.name, other.name, path.name]
+    assert sorted(each.name for each in tmp_path.iterdir()) == sorted(left)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -51,6 +53,36 @@ def test_training_teaches_by_its_teacher_or_the_named_stage(folder):
     expected = stage.load_network(spec, tiny.run_in(folder / "run"))(images)["embedding"]
     for name in (f"{folder}/run", f"{folder}/run:teacher"):
         np.testing.assert_allclose(teachers.parse(name).build(8)(images), expected, rtol=1e-5)
+
+
+def test_output_of_distill_stands_for_its_training(folder, tmp_path):
+    shutil.copytree(folder / "run", tmp_path / "out/training")
+    file = tmp_path / "out/training/stages/teacher/model.keras"
+    for spec in (f"{tmp_path}/out", f"{tmp_path}/out:teacher"):
+        assert teachers.parse(spec) == KerasFile(str(file))
+    with pytest.raises(InputError, match=rf"finished are {tmp_path}/out:teacher"):
+        teachers.parse(f"{tmp_path}/out:student")
+    with pytest.raises(
+        InputError, match=rf"that of this output .* is --work_dir={tmp_path}/out/tra"
+    ):
+        config.load_work_dir(tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["", "/1700000000"])
+def test_export_for_a_server_says_what_to_give(folder, tmp_path, name):
+    module = tf.Module()
+    module.f = tf.function(lambda x: x, input_signature=[tf.TensorSpec([None, 8, 8, 3])])
+    tf.saved_model.save(module, f"{tmp_path}/out/saved_model/1700000000")
+    spec = f"{tmp_path}/out/saved_model{name}"
+    with pytest.raises(
+        InputError, match=r"export for a server, .* give the --work_dir of the train"
+    ):
+        teachers.parse(spec)
+    shutil.copytree(folder / "run", tmp_path / "out/training")
+    with pytest.raises(
+        InputError, match=rf"export for a server, .* give one of {tmp_path}/out:teac"
+    ):
+        teachers.parse(spec)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ FOLDER/CLASS/*                             Data.train_fraction draws the images 
 FOLDER/train/CLASS/*, FOLDER/test/CLASS/*  as they are; what is in val/ trains too, as validation
                                            images are held out of the training images where they
                                            are wanted; without test/, val/ takes its place
+
+Training/, valid/, Testing/ and their like are train/, val/ and test/.
 """
 
 from __future__ import annotations
@@ -14,9 +16,11 @@ import dataclasses
 import functools
 import hashlib
 import os
+import shlex
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import gin
 import numpy as np
@@ -24,10 +28,15 @@ import tensorflow as tf
 
 from refilled_tf.data import pixels
 from refilled_tf.data.sources import Index, to_square
-from refilled_tf.errors import InputError, require
+from refilled_tf.errors import SHOWN, InputError, gin_param, listed, require, require_choice
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
-SPLITS = ("train", "val", "test")
+# Names of folders that say what is in them, in any case.
+SPLITS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
 # Fewer than these leave next to nothing for both sides of a split.
 FEW = 10
 
@@ -56,11 +65,11 @@ class Survey:
 
     Attributes:
         photos: by key.
-        others: paths below the folder of what is passed over: other files, and folders in a class.
+        others: what is passed over: its path below the folder, and why.
     """
 
     photos: tuple[Photo, ...]
-    others: tuple[str, ...]
+    others: tuple[tuple[str, str], ...]
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -89,6 +98,13 @@ class Survey:
                 groups[photo.content].append(photo)
         return [group for group in groups.values() if len(group) > 1]
 
+    def twins(self) -> list[list[str]]:
+        """Returns groups of classes whose names differ in case, blanks or Unicode form alone."""
+        groups = collections.defaultdict(list)
+        for name in self.class_names:
+            groups[unicodedata.normalize("NFKC", name).casefold().strip()].append(name)
+        return [group for group in groups.values() if len(group) > 1]
+
 
 @gin.register
 @dataclasses.dataclass(frozen=True)
@@ -102,19 +118,19 @@ class ImageFolder:
         folder: where they are.
         on_crossing: what to do with a file whose content is in both the training and the test
             folder of a class: "error" stops, "train" leaves it out of the test.
+        on_conflict: what to do with a file whose content is in two classes: "error" stops, "skip"
+            leaves it out of all.
         content: hash of all names and files, which is part of a stage's settings where the path is
             not.
     """
 
     folder: str
-    on_crossing: str = "error"
+    on_crossing: Literal["error", "train"] = "error"
+    on_conflict: Literal["error", "skip"] = "error"
     content: str = dataclasses.field(init=False)
 
     def __post_init__(self):
-        require(
-            self.on_crossing in ("error", "train"),
-            f"ImageFolder.on_crossing={self.on_crossing!r} must be 'error' or 'train'",
-        )
+        require_choice(self, "on_crossing", "on_conflict")
         names = "".join(f"{photo.key}\0{photo.content}\0" for photo in self.survey().photos)
         content = hashlib.sha256(names.encode()).hexdigest()[:16]
         object.__setattr__(self, "content", content)
@@ -131,26 +147,34 @@ class ImageFolder:
         """Returns labels and keys; classes are in alphabetical order.
 
         Raises:
-            InputError: a file is in two classes, or in both training and test.
+            InputError: files are in two classes, or in both training and test; or a class that
+                only trains is called as one that is only tested, but for case.
         """
         survey = self.survey()
-        left_out = set()
+        self._require_one_spelling(survey)
+        left_out, conflicts, crossings = set(), [], []
         for group in survey.copies():
             first, *rest = sorted(group, key=lambda photo: (not survey.trains(photo), photo.key))
-            for photo in rest:
-                both = f"{first.key} and {photo.key} under ImageFolder.folder={self.folder}"
-                require(
-                    photo.class_name == first.class_name,
-                    f"{both} are the same file in two classes, {first.class_name!r} and "
-                    f"{photo.class_name!r}; delete it from the one where it is wrong",
+            names = sorted({photo.class_name for photo in group})
+            if len(names) > 1:
+                left_out |= {photo.key for photo in group}
+                keys = " and ".join(photo.key for photo in (first, *rest))
+                several = "two" if len(names) == 2 else len(names)
+                conflicts.append(
+                    f"{keys} are the same file in {several} classes, "
+                    f"{' and '.join(map(repr, names))}"
                 )
-                require(
-                    survey.trains(photo) == survey.trains(first) or self.on_crossing == "train",
-                    f"{both} are the same file in training and test, which makes the test too "
-                    "easy; delete one, or have ImageFolder.on_crossing='train' leave it out of "
-                    "the test",
-                )
-                left_out.add(photo.key)
+                continue
+            left_out |= {photo.key for photo in rest}
+            crossings += [
+                f"{first.key} and {photo.key} are the same file in training and test"
+                for photo in rest
+                if survey.trains(photo) != survey.trains(first)
+            ]
+        self._require_none(
+            conflicts if self.on_conflict == "error" else [],
+            crossings if self.on_crossing == "error" else [],
+        )
         photos = [photo for photo in survey.photos if photo.key not in left_out]
         numbers = {name: number for number, name in enumerate(survey.class_names)}
         return Index(
@@ -168,6 +192,45 @@ class ImageFolder:
         """Yields the files."""
         for row, key in enumerate(keys):
             yield row, (self._root / str(key)).read_bytes()
+
+    def _require_none(self, conflicts: Sequence[str], crossings: Sequence[str]) -> None:
+        """Refuses files that are in two classes, or in training and test, all at once."""
+        faults = []
+        if conflicts:
+            skip = gin_param("ImageFolder.on_conflict", "skip")
+            faults.append(
+                f"{listed(conflicts, '; ')}. Delete each where it is wrong, or leave it out of all "
+                f"classes by {skip}"
+            )
+        if crossings:
+            train = gin_param("ImageFolder.on_crossing", "train")
+            faults.append(
+                f"{listed(crossings, '; ')}, which makes the test too easy. Delete one of each, or "
+                f"leave it out of the test by {train}"
+            )
+        if faults:
+            shortened = max(len(conflicts), len(crossings)) > SHOWN
+            raise InputError(
+                f"ImageFolder.folder={self.folder}: {'. '.join(faults)}",
+                [*conflicts, *crossings] if shortened else (),
+            )
+
+    def _require_one_spelling(self, survey: Survey) -> None:
+        """Refuses such as train/cat beside test/Cat."""
+        parts = collections.defaultdict(set)
+        for photo in survey.photos:
+            parts[photo.class_name].add(survey.trains(photo))
+        torn = [
+            " and ".join(map(repr, group))
+            for group in survey.twins()
+            if survey.has_splits and any(len(parts[name]) < 2 for name in group)
+        ]
+        require(
+            not torn,
+            f"ImageFolder.folder={self.folder}: {listed(torn, '; ')} differ in case, blanks or "
+            "Unicode form alone, and one has only training or only test images; rename their "
+            "folders to the same name",
+        )
 
     @property
     def _root(self) -> Path:
@@ -194,35 +257,43 @@ def read_images(root: Path, keys: Sequence[str], size: int) -> tuple[np.ndarray,
 
 def _survey(root: Path) -> Survey:
     require(root.is_dir(), f"ImageFolder.folder={root} is not a folder")
-    files, others = [], []
+    files, others, without = [], [], []
     for split, folder in _split_folders(root):
+        if split is None:
+            others.append((folder, "they have no folders of classes"))
+            continue
         for path in _visible(folder):
-            if path.is_dir():
-                for file in _visible(path):
-                    (files if _may_be_image(file) else others).append((split, file))
-                _require_images(root, path, files)
-            else:
-                others.append((split, path))
+            if not path.is_dir():
+                why = (
+                    "they lie in no class's folder" if _may_be_image(path) else "they are no images"
+                )
+                others.append((path, _why_passed_over(path, why)))
+                continue
+            count = len(files)
+            for file in _visible(path):
+                if _may_be_image(file):
+                    files.append((split, file))
+                else:
+                    others.append((file, _why_passed_over(file, "they are no images")))
+            if len(files) == count:
+                without.append(path)
+    _require_level(root, files, without)
+    _require_images(root, without)
     for _, file in files:
         _require_utf8(root, file)
+    _require_readable(root, [file for _, file in files])
     listing = tuple(
         (split, file.relative_to(root).as_posix(), file.stat().st_size, file.stat().st_mtime_ns)
         for split, file in files
     )
     names = sorted({Path(key).parent.name for _, key, *_ in listing})
     require(
-        bool(names),
-        f"ImageFolder.folder={root} holds no images; wanted is a folder for every class, "
-        f"{root.name}/CLASS/*, with files that end in {', '.join(SUFFIXES)}",
-    )
-    require(
         len(names) >= 2,
         f"ImageFolder.folder={root} holds the single class {names[0]!r}; at least two are needed, "
         "each a folder",
     )
-    return Survey(
-        _examined(root, listing), tuple(file.relative_to(root).as_posix() for _, file in others)
-    )
+    passed_over = tuple((file.relative_to(root).as_posix(), why) for file, why in others)
+    return Survey(_examined(root, listing), passed_over)
 
 
 def _may_be_image(file: Path) -> bool:
@@ -230,17 +301,96 @@ def _may_be_image(file: Path) -> bool:
     return file.is_file() and (file.suffix.lower() in SUFFIXES or pixels.is_image(file))
 
 
-def _require_images(root: Path, folder: Path, files: Sequence[tuple[str, Path]]) -> None:
-    """Refuses the folder of a class, if none of the images found so far is in it."""
-    if files and files[-1][1].parent == folder:
+def _why_passed_over(path: Path, otherwise: str) -> str:
+    if path.is_dir():
+        return "they are folders in a class's folder"
+    if path.is_symlink() and not path.exists():
+        return "they are links to nothing"
+    return otherwise if os.access(path, os.R_OK) else "they may not be read"
+
+
+def _require_level(root: Path, files: Sequence, without: Sequence[Path]) -> None:
+    """Refuses a folder one level above or below a folder of classes.
+
+    Args:
+        root: the folder.
+        files: images that are where they should be.
+        without: folders in the places of classes that hold no image themselves.
+    """
+    if files:
         return
-    there = [path.name for path in _visible(folder)]
-    shown = ", ".join(there[:3]) + (f" and {len(there) - 3} more" if len(there) > 3 else "")
-    raise InputError(
-        f"ImageFolder.folder={root}: class {folder.relative_to(root).as_posix()!r} has no image "
-        f"that can be read; it holds {shown or 'nothing'}. Put JPEG, PNG, BMP, GIF or WebP files "
-        "into it, or delete the folder"
+    deeper = [(path, image) for path in without if (image := _image_below(path))]
+    if len(deeper) == 1:
+        ((path, image),) = deeper
+        raise InputError(
+            f"ImageFolder.folder={root} is one folder too high: its images lie deeper, such as "
+            f"{image.relative_to(root).as_posix()}; give {shlex.quote(str(path))} instead "
+            f"(--images={shlex.quote(str(path))})"
+        )
+    if deeper:
+        raise InputError(
+            f"ImageFolder.folder={root}: its images lie deeper than {root.name}/CLASS/*, such as "
+            f"{deeper[0][1].relative_to(root).as_posix()}; give one of the folders "
+            f"{listed([shlex.quote(str(path)) for path, _ in deeper])} instead (--images), or move "
+            "what is in them one folder up"
+        )
+    loose = [path for path in _visible(root) if _may_be_image(path)]
+    require(
+        not loose or bool(without),
+        f"ImageFolder.folder={root} holds {len(loose)} images, such as "
+        f"{loose[0].name if loose else ''}, and no folders; wanted is a folder for every class, "
+        f"{root.name}/CLASS/*. If {root.name!r} is a class, give the folder above it instead "
+        f"(--images={shlex.quote(str(root.parent))})",
     )
+    require(
+        bool(without),
+        f"ImageFolder.folder={root} holds no images; wanted is a folder for every class, "
+        f"{root.name}/CLASS/*, with files that end in {', '.join(SUFFIXES)}",
+    )
+
+
+def _image_below(folder: Path) -> Path | None:
+    """Returns the first image below a folder, at any depth."""
+    for path in _visible(folder):
+        if found := _image_below(path) if path.is_dir() else path if _may_be_image(path) else None:
+            return found
+    return None
+
+
+def _require_images(root: Path, without: Sequence[Path]) -> None:
+    """Refuses classes without an image.
+
+    Args:
+        root: the folder.
+        without: their folders.
+    """
+    faults = []
+    for folder in without:
+        name, image = folder.relative_to(root).as_posix(), _image_below(folder)
+        there = [path.name for path in _visible(folder)]
+        shown = ", ".join(there[:3]) + (f" and {len(there) - 3} more" if len(there) > 3 else "")
+        if image:
+            shown += f"; images that lie deeper, such as {image.relative_to(root).as_posix()}"
+        faults.append(
+            f"class {name!r} has no image that can be read; it holds {shown or 'nothing'}"
+        )
+    if faults:
+        raise InputError(
+            f"ImageFolder.folder={root}: {listed(faults, '; ')}. Put JPEG, PNG, BMP, GIF or WebP "
+            f"files into {'it' if len(faults) == 1 else 'each'}, or delete the folder",
+            faults if len(faults) > SHOWN else (),
+        )
+
+
+def _require_readable(root: Path, files: Sequence[Path]) -> None:
+    """Refuses files that this user may not read."""
+    closed = [file.relative_to(root).as_posix() for file in files if not os.access(file, os.R_OK)]
+    if closed:
+        raise InputError(
+            f"ImageFolder.folder={root}: {len(closed)} image(s) may not be read: {listed(closed)}; "
+            f"allow it by chmod -R u+rX {shlex.quote(str(root))}",
+            closed if len(closed) > SHOWN else (),
+        )
 
 
 def _require_utf8(root: Path, file: Path) -> None:
@@ -252,18 +402,52 @@ def _require_utf8(root: Path, file: Path) -> None:
         raise InputError(f"ImageFolder.folder={root}: {name!r} is not UTF-8; rename it") from error
 
 
-def _split_folders(root: Path) -> list[tuple[str, Path]]:
-    """Returns (split, folder of classes) of each; a class may well be named "train"."""
-    there = [name for name in SPLITS if any(p.is_dir() for p in (root / name).glob("[!.]*"))]
+def _split_folders(root: Path) -> list[tuple[str | None, Path]]:
+    """Returns (split, folder of classes) of each; a class may well be named "train".
+
+    The split is None of a test folder without classes, whose place another folder takes.
+    """
+    folders = [path for path in _visible(root) if path.is_dir()]
+    called = {
+        path: split
+        for split, names in SPLITS.items()
+        for path in folders
+        if path.name.casefold() in names
+    }
+    there = [path for path in called if any(each.is_dir() for each in _visible(path))]
     if not there:
         return [("", root)]
-    strays = [path.name for path in _visible(root) if path.is_dir() and path.name not in there]
+    splits = [called[path] for path in there]
+    without = [path for path in called if path not in there and _image_below(path)]
+    strays = [path for path in folders if path not in there]
+    names = ", ".join(path.name for path in (*there, *strays))
+    twice = [path.name for path in there if splits.count(called[path]) > 1]
     require(
-        "train" in there and len(there) > 1 and not strays,
-        f"ImageFolder.folder={root} has the folders {', '.join(there + strays)}; wanted are either "
-        "CLASS/* alone, or train/CLASS/* and test/CLASS/* and maybe val/CLASS/*",
+        not twice,
+        f"ImageFolder.folder={root} has both {' and '.join(twice)}; put their images into one",
     )
-    return [(name, root / name) for name in there]
+    if "train" in splits and strays == without:
+        if len(there) > 1:
+            return [*((called[path], path) for path in there), *((None, path) for path in without)]
+        if without:
+            train, other = there[0], without[0]
+            raise InputError(
+                f"ImageFolder.folder={root}: {other.name}/ has images but no folders of classes, "
+                f"so that nothing can be scored on them. Give {shlex.quote(str(train))} instead "
+                f"(--images={shlex.quote(str(train))}), whose images are then split by a seed"
+            )
+    advice = ""
+    if splits == ["train"] and not strays:
+        advice = (
+            f". Give {shlex.quote(str(there[0]))} instead "
+            f"(--images={shlex.quote(str(there[0]))}), whose images are then split by a seed"
+        )
+    require(
+        "train" in splits and len(there) > 1 and not strays,
+        f"ImageFolder.folder={root} has the folders {names}; wanted are either "
+        f"CLASS/* alone, or train/CLASS/* and test/CLASS/* and maybe val/CLASS/*{advice}",
+    )
+    return [(called[path], path) for path in there]
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -294,16 +478,31 @@ def _fault(encoded: bytes) -> str:
     return ""
 
 
-def notes(survey: Survey) -> list[str]:
-    """Returns what is odd in a folder: damaged files, copies, few images, other files."""
-    found = []
+def notes(survey: Survey, shown: int | None = SHOWN, where: str = "") -> list[str]:
+    """Returns what is odd in a folder: damaged files, copies, few images, other files.
+
+    Args:
+        survey: of the folder.
+        shown: of many files, how many are named; None names all.
+        where: said of the others.
+    """
     counts = collections.Counter(photo.class_name for photo in survey.photos)
-    if few := [f"{name} ({counts[name]})" for name in survey.class_names if counts[name] < FEW]:
-        found.append(f"few images, expect little of these classes: {', '.join(few)}")
-    if faults := [f"{photo.key} ({photo.fault})" for photo in survey.photos if photo.fault]:
-        found.append(f"corrupt: {', '.join(faults)}")
-    if copies := [" = ".join(photo.key for photo in group) for group in survey.copies()]:
-        found.append(f"the same file: {', '.join(copies)}")
-    if survey.others:
-        found.append(f"passed over, as they are no images: {', '.join(survey.others)}")
-    return found
+    names = survey.class_names
+    found = {
+        "few images, expect little of these classes": [
+            f"{name} ({counts[name]})" for name in names if counts[name] < FEW
+        ],
+        "classes of their own, though they differ in case, blanks or Unicode form alone": [
+            " and ".join(group) for group in survey.twins()
+        ],
+        "corrupt": [f"{photo.key} ({photo.fault})" for photo in survey.photos if photo.fault],
+        "the same file": [" = ".join(photo.key for photo in group) for group in survey.copies()],
+    }
+    for key, why in survey.others:
+        found.setdefault(f"passed over, as {why}", []).append(key)
+    return [
+        f"{what}: {listed(items, shown=shown)}"
+        + (where if len(items) > (shown or len(items)) else "")
+        for what, items in found.items()
+        if items
+    ]

@@ -8,6 +8,7 @@ for JPEG and PNG that are not turned; `for_graph` makes every other file into on
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import BinaryIO
 
@@ -37,9 +38,10 @@ def opened(encoded: bytes | BinaryIO) -> PIL.Image.Image:
     try:
         return PIL.Image.open(file, formats=FORMATS)
     except PIL.Image.DecompressionBombError as error:
-        most = 2 * PIL.Image.MAX_IMAGE_PIXELS
+        most, found = 2 * PIL.Image.MAX_IMAGE_PIXELS, re.search(r"\d+", str(error))
+        size = f"{int(found[0]) // 10**6} megapixels, " if found else ""
         raise InputError(
-            f"it has more than the {most // 10**6} megapixels that are read; make it smaller"
+            f"it has {size}more than the {most // 10**6} megapixels that are read; make it smaller"
         ) from error
     except Exception as error:  # Pillow raises whatever a format's reader raised.
         raise InputError("it is no JPEG, PNG, BMP, GIF or WebP") from error
@@ -108,4 +110,3 @@ def for_graph(encoded: bytes) -> bytes:
     out = io.BytesIO()
     PIL.Image.fromarray(decode(encoded)).save(out, "PNG", compress_level=1)
     return out.getvalue()
-

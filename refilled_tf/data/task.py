@@ -5,15 +5,24 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import gin
 import numpy as np
 from absl import logging
 
-from refilled_tf.data import splits
+from refilled_tf.data import pixels, splits
 from refilled_tf.data.sources import Index, Source
-from refilled_tf.errors import InputError, require, require_built, require_whole
+from refilled_tf.errors import (
+    SHOWN,
+    InputError,
+    gin_param,
+    listed,
+    require,
+    require_built,
+    require_choice,
+    require_whole,
+)
 
 
 class Images(Protocol):
@@ -84,7 +93,7 @@ class Data:
     min_crop: float | None = None
     pad: int = 0
     flip: bool = True
-    on_corrupt: str = "error"
+    on_corrupt: Literal["error", "skip"] = "error"
 
     def __post_init__(self):
         require_built("Data.source", self.source, Source, "@ImageFolder()")
@@ -113,10 +122,7 @@ class Data:
             f"Data.train_fraction={self.train_fraction} must lie between 0 and 1, or be None "
             "for the dataset's own split",
         )
-        require(
-            self.on_corrupt in ("error", "skip"),
-            f"Data.on_corrupt={self.on_corrupt!r} must be 'error' or 'skip'",
-        )
+        require_choice(self, "on_corrupt")
 
     @property
     def crop_size(self) -> int:
@@ -253,10 +259,13 @@ def select(task: Task, index: Index) -> Selection:
     for what, rows in (("training", train), ("validation" if task.holdout else "test", test)):
         empty = np.setdiff1d(classes, index.labels[rows])
         short = [f"{index.class_names[c]!r} ({np.sum(index.labels == c)} images)" for c in empty]
+        advice = f"change Data.train_fraction, {task.role}.images_per_class or {task.role}.holdout"
+        if data.train_fraction is None:
+            advice = "have another one drawn by --gin_param='Data.train_fraction = 0.8'"
         require(
             not short,
-            f"the split leaves class {', '.join(short[:5])} without {what} images; add images, or "
-            f"change Data.train_fraction, {task.role}.images_per_class or {task.role}.holdout",
+            f"the split leaves class {listed(short)} without {what} images; add images, or "
+            f"{advice}",
         )
     return Selection(classes, train, test, names)
 
@@ -289,10 +298,15 @@ def load(task: Task, data_dir: str | None = None) -> TaskData:
     images, readable = data.source.images(index.keys[rows], data.load_size, data_dir)
     corrupt = index.keys[rows][~readable]
     if len(corrupt):
-        message = f"{len(corrupt)} image(s) cannot be decoded: {', '.join(corrupt[:20])}"
+        message = f"{len(corrupt)} image(s) cannot be decoded: "
         if data.on_corrupt == "error":
-            raise InputError(message + "; Data.on_corrupt='skip' leaves them out")
-        logging.warning("skipped: %s", message)
+            named = _with_faults(data.source, corrupt, data_dir)
+            raise InputError(
+                f"{message}{listed(named)}. To leave them out: "
+                f"{gin_param('Data.on_corrupt', 'skip')}",
+                named if len(named) > SHOWN else (),
+            )
+        logging.warning("skipped: %s", message + listed(corrupt))
 
     def examples(part: np.ndarray, start: int) -> Examples:
         kept = readable[start : start + len(part)]
@@ -311,3 +325,14 @@ def load(task: Task, data_dir: str | None = None) -> TaskData:
             "test images",
         )
     return TaskData(train, test, selection.class_names, "validation" if task.holdout else "test")
+
+
+def _with_faults(source: Source, keys: np.ndarray, data_dir: str | None) -> list[str]:
+    """Returns the keys of undecodable images, each with what is wrong as far as Pillow tells."""
+    named = keys.tolist()
+    for row, encoded in source.encoded(keys, data_dir):
+        try:
+            pixels.decode(encoded)
+        except InputError as error:
+            named[row] += f" ({error})"
+    return named

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import gin
 import numpy as np
 import tensorflow as tf
 
-from refilled_tf.errors import require, require_not_negative, require_positive
+from refilled_tf.errors import require_choice, require_not_negative, require_positive
 from refilled_tf.learners.base import (
     GlobalBatch,
     Objective,
@@ -52,17 +52,14 @@ class LocalDistillation(Objective):
     decay: float = 0.05
     tau_teacher: float | tuple[float, ...] = 2.0
     tau_student: float = 1.0
-    centers: str = "batch"
+    centers: Literal["batch", "global"] = "batch"
     teacher_weights: tuple[float, ...] | None = None
 
     def __post_init__(self):
         take_each(self)
         require_not_negative(self, "weight", "decay")
         require_positive(self, "tau_student")
-        require(
-            self.centers in ("batch", "global"),
-            f"LocalDistillation.centers={self.centers!r} must be 'batch' or 'global'",
-        )
+        require_choice(self, "centers")
 
     @property
     def takes_unlabelled(self) -> bool:

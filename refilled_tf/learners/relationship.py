@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import gin
 import tensorflow as tf
 
-from refilled_tf.errors import require, require_not_negative, require_positive, require_whole
+from refilled_tf.errors import (
+    require,
+    require_choice,
+    require_not_negative,
+    require_positive,
+    require_whole,
+)
 from refilled_tf.learners.base import GlobalBatch, Objective, check_each, take_each
 from refilled_tf.losses.distances import l2_normalize, pairwise_distances
-from refilled_tf.losses.triplets import FALLBACKS, nearest_neighbors, triplet_kl
+from refilled_tf.losses.triplets import nearest_neighbors, triplet_kl
 from refilled_tf.losses.tuples import tuple_kl
 from refilled_tf.recipe import Recipe
 
@@ -40,11 +46,11 @@ class RelationshipMatching(Objective):
     needs_teacher: ClassVar[bool] = True
     parts: ClassVar[tuple[str, ...]] = ("relation_kl", "num_relations")
 
-    relation: str = "triplet"
+    relation: Literal["triplet", "tuple"] = "triplet"
     weight: float = 500.0
     tau_teacher: float | tuple[float, ...] = 2.0
     tau_student: float = 1.0
-    fallback: str = "skip"
+    fallback: Literal["skip", "farthest"] = "skip"
     margin: float = 0.2
     teacher_weights: tuple[float, ...] | None = None
     neighbors: int = 0
@@ -54,14 +60,7 @@ class RelationshipMatching(Objective):
         take_each(self)
         require_not_negative(self, "weight")
         require_positive(self, "tau_student", "margin")
-        require(
-            self.relation in ("triplet", "tuple"),
-            f"RelationshipMatching.relation={self.relation!r} must be 'triplet' or 'tuple'",
-        )
-        require(
-            self.fallback in FALLBACKS,
-            f"RelationshipMatching.fallback={self.fallback!r} must be one of {FALLBACKS}",
-        )
+        require_choice(self, "relation", "fallback")
 
     @property
     def takes_unlabelled(self) -> bool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import gin
 import tensorflow as tf
 
-from refilled_tf.errors import require, require_whole
+from refilled_tf.errors import require, require_choice, require_whole
 from refilled_tf.models import networks, residual
 
 BLOCKS = 4
@@ -26,15 +27,12 @@ class ConvNet:
     """
 
     channels: int = 64
-    pooling: str = "max"
+    pooling: Literal["max", "flatten"] = "max"
     batch_norm_momentum: float = 0.9
 
     def __post_init__(self):
         require_whole("ConvNet.channels", self.channels)
-        require(
-            self.pooling in ("max", "flatten"),
-            f"ConvNet.pooling={self.pooling!r} must be 'max' or 'flatten'",
-        )
+        require_choice(self, "pooling")
 
     def build(self, image_size: int) -> tf.keras.Model:
         """Builds the network with fresh weights: a chain of layers, without branches.

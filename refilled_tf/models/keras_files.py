@@ -10,23 +10,28 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import logging
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal, get_args
 
 import gin
 import numpy as np
 import tensorflow as tf
 
 from refilled_tf import storage
-from refilled_tf.errors import InputError, one_line, require
-from refilled_tf.models.networks import checkpointed, resized
+from refilled_tf.errors import InputError, listed, one_line, require, require_choice
+from refilled_tf.models.networks import checkpointed, rebuilt, resized
+from refilled_tf.quiet import muted
 from refilled_tf.stack import load_keras
 
 # As tf.keras.applications.imagenet_utils.preprocess_input means them: [-1, 1]; mean and standard
 # deviation of ImageNet in [0, 1]; BGR minus ImageNet's mean.
-PREPROCESSING = ("none", "tf", "torch", "caffe")
+Preprocessing = Literal["none", "tf", "torch", "caffe"]
+PREPROCESSING = get_args(Preprocessing)
 
 # RGB [B, h, w, 3] float32 in [0, 255] to the range and the colour order that a network takes.
 Preprocess = Callable[[np.ndarray], np.ndarray]
@@ -50,20 +55,18 @@ class KerasFile:
             follow), or, without such a classifier, what the network returns.
         preprocessing: what the network wants done to RGB in [0, 255]: "none", if it takes that or
             does it itself, "tf", "torch" or "caffe".
+        trusted: whether the file may hold code, such as Lambda layers, which then runs here.
         content: hash of the file, which is part of a stage's settings where the path is not.
     """
 
     file: str
     layer: str | None = None
-    preprocessing: str = "none"
+    preprocessing: Preprocessing = "none"
+    trusted: bool = False
     content: str = dataclasses.field(init=False)
 
     def __post_init__(self):
-        require(
-            self.preprocessing in PREPROCESSING,
-            f"KerasFile.preprocessing={self.preprocessing!r} must be one of "
-            f"{', '.join(PREPROCESSING)}",
-        )
+        require_choice(self, "preprocessing")
         object.__setattr__(self, "content", content_hash(f"KerasFile.file={self.file}", self.file))
 
     def build(self, image_size: int) -> tf.keras.Model:
@@ -78,9 +81,13 @@ class KerasFile:
 
         Raises:
             InputError: Keras cannot read the file, it holds no graph of layers from one image to
-                an embedding, or it has no such layer.
+                an embedding, it has no such layer, or Keras cannot save and load the result.
         """
-        network = _read(self.file)
+        _require_round_trip(self, image_size)
+        return self._backbone(image_size)
+
+    def _backbone(self, image_size: int) -> tf.keras.Model:
+        network = _read(self.file, self.trusted)
         embedding = embedding_of(network, self.layer, f"KerasFile.file={self.file}")
         return as_backbone(network.input, embedding, image_size, preprocess(self.preprocessing))
 
@@ -214,12 +221,50 @@ def _hash(root: Path, files: tuple[Path, ...], stats: tuple[tuple[int, int], ...
     return digest.hexdigest()[:16]
 
 
-def _read(file: str) -> tf.keras.Model:
+# A stage saves its network and others load it, which some layers do not survive.
+@functools.lru_cache(maxsize=8)
+def _require_round_trip(teacher: KerasFile, image_size: int) -> None:
+    """Refuses a network that Keras cannot build anew from its layers, or save and load again.
+
+    Raises:
+        InputError: naming its layers that are not Keras's own.
+    """
+    images = np.random.default_rng(0).uniform(0, 255, (1, image_size, image_size, 3))
+    images = images.astype(np.float32)
+    try:
+        network = teacher._backbone(image_size)
+        with tempfile.TemporaryDirectory() as folder, muted(logging.WARNING):
+            path = Path(folder) / "model.keras"
+            network.save(path)
+            again = tf.keras.models.load_model(path, compile=False, safe_mode=not teacher.trusted)
+        wanted, found = (np.asarray(each(images)) for each in (network, again))
+        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-3)
+    except (InputError, OSError):
+        raise
+    except Exception as error:  # Keras raises what the layer at fault does.
+        known = _read(teacher.file, teacher.trusted)
+        foreign = dict.fromkeys(
+            f"{type(each).__name__} ({each.name})"
+            for each in known.submodules
+            if isinstance(each, tf.keras.layers.Layer)
+            and not isinstance(each, tf.keras.Model)
+            and not hasattr(tf.keras.layers, type(each).__name__)
+        )
+        raise InputError(
+            f"KerasFile.file={teacher.file} cannot be built anew from its layers, saved and loaded "
+            f"again ({type(error).__name__}: {one_line(error)}); not Keras's own are "
+            f"{listed(list(foreign)) or 'none'}. Let it teach through a file of its embeddings, or "
+            "write it as ONNX (tf2onnx), without its classifier"
+        ) from error
+
+
+def _read(file: str, trusted: bool) -> tf.keras.Model:
     network = load_keras(
         Path(file).expanduser(),
         f"KerasFile.file={file}",
         "what is accepted is a .keras or .h5 file or a SavedModel folder that Keras wrote, of "
         "Keras's own layers. Any other network can teach through a file of its embeddings",
+        trusted,
     )
     require(
         isinstance(network, tf.keras.Model) and getattr(network, "input_shape", None) is not None,
@@ -327,12 +372,11 @@ def _synchronised(layer: tf.keras.layers.Layer) -> tf.keras.layers.Layer:
     """Returns a layer of the same kind for training on several devices, in one or more runs."""
     if isinstance(layer, tf.keras.Model):
         return tf.keras.models.clone_model(layer, clone_function=_synchronised)
-    config = layer.get_config()
     if isinstance(layer, tf.keras.layers.BatchNormalization):
-        config.update(synchronized=True)
+        return rebuilt(layer, synchronized=True)
     if isinstance(layer, tf.keras.layers.Dropout):
-        return checkpointed(type(layer).from_config(config | {"rng_type": "stateful"}))
-    return type(layer).from_config(config)
+        return checkpointed(rebuilt(layer, rng_type="stateful"))
+    return rebuilt(layer)
 
 
 def _text(shape) -> str:

@@ -23,10 +23,12 @@ class _Application:
     Attributes:
         network: its name in tf.keras.applications.
         stem: name of Keras's first convolution.
+        least_width: the width below which a layer has no channel.
     """
 
     network: ClassVar[str]
     stem: ClassVar[str]
+    least_width: ClassVar[float] = 0.0
 
     width: float = 1.0
     stem_stride: int = 2
@@ -34,7 +36,12 @@ class _Application:
 
     def __post_init__(self):
         name = type(self).__name__
-        require(self.width > 0, f"{name}.width={self.width} must be positive, such as 0.25")
+        require(
+            self.width > 0 and self.width >= self.least_width,
+            f"{name}.width={self.width} (--width) must be positive"
+            + (f" and at least {self.least_width}" if self.least_width else "")
+            + ", such as 0.25",
+        )
         require(self.stem_stride in (1, 2), f"{name}.stem_stride={self.stem_stride} must be 1 or 2")
 
     def build(self, image_size: int) -> tf.keras.Model:
@@ -99,6 +106,7 @@ class MobileNet(_Application):
 
     network: ClassVar[str] = "MobileNet"
     stem: ClassVar[str] = "conv1"
+    least_width: ClassVar[float] = 1 / 32  # leaves one channel to the stem
 
     @property
     def features(self) -> Mapping[str, str]:

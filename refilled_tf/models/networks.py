@@ -11,8 +11,9 @@ methods can attach there.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import tensorflow as tf
@@ -60,8 +61,7 @@ def with_classifier(network: tf.keras.Model, num_classes: int) -> tf.keras.Model
         network: images to {"embedding" [B, d]}.
         num_classes: C.
     """
-    copy = tf.keras.models.clone_model(network)
-    copy.set_weights(network.get_weights())
+    copy = copied(network)
     embedding = copy.output["embedding"]
     top = tf.keras.layers.Dense(
         num_classes, kernel_initializer="zeros", name="logits", dtype="float32"
@@ -181,6 +181,27 @@ def checkpointed(dropout: tf.keras.layers.Dropout) -> tf.keras.layers.Dropout:
     """
     dropout.random_state = dropout._random_generator
     return dropout
+
+
+def rebuilt(layer: tf.keras.layers.Layer, **changes: Any) -> tf.keras.layers.Layer:
+    """Returns a layer of the same kind and options, but for `changes`, with fresh weights."""
+    if isinstance(layer, tf.keras.layers.Lambda):
+        # From its options Keras would make one only where files may hold code.
+        options = {"name": layer.name, "dtype": layer.dtype} | changes
+        return tf.keras.layers.Lambda(layer.function, arguments=layer.arguments, **options)
+    if isinstance(layer, tf.keras.Model) and any(
+        isinstance(each, tf.keras.layers.Lambda) for each in layer.submodules
+    ):
+        again = functools.partial(rebuilt, **changes)
+        return tf.keras.models.clone_model(layer, clone_function=again)
+    return type(layer).from_config(layer.get_config() | changes)
+
+
+def copied(network: tf.keras.Model) -> tf.keras.Model:
+    """Returns a copy of a network in variables of its own."""
+    copy = tf.keras.models.clone_model(network, clone_function=rebuilt)
+    copy.set_weights(network.get_weights())
+    return copy
 
 
 def resized(images: tf.Tensor, size: int) -> tf.Tensor:

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import importlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gin
 import numpy as np
@@ -49,8 +49,8 @@ class OnnxFile:
 
     file: str
     layer: str | None = None
-    preprocessing: str | None = None
-    layout: str | None = None
+    preprocessing: Literal["none", "tf", "torch", "caffe", "clip"] | None = None
+    layout: Literal["NCHW", "NHWC"] | None = None
     input_size: int | None = None
     content: str = dataclasses.field(init=False)
 

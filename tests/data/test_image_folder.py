@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from refilled_tf import stage
 from refilled_tf.data.image_folder import ImageFolder, notes
 from refilled_tf.data.pixels import decode
 from refilled_tf.data.sources import decode_image
@@ -134,6 +135,56 @@ def test_folders_of_an_archive_are_passed_over(parted):
     assert ImageFolder(str(parted)).index().class_names == ("cat", "dog")
 
 
+@pytest.mark.parametrize(
+    "names", [("Training", "Valid", "Testing"), ("train", "validation", "TEST")]
+)
+def test_other_names_of_splits(parted, names):
+    for old, new in zip(("train", "val", "test"), names, strict=True):
+        (parted / old).rename(parted / new)
+    data = load(_task(parted))
+    assert {key.split("/")[0] for key in data.train.keys} == set(names[:2])
+    assert {key.split("/")[0] for key in data.test.keys} == {names[2]}
+
+
+def test_flat_test_folder_beside_val_is_passed_over(parted):
+    """As of Kaggle's competitions, whose test images have no labels."""
+    shutil.rmtree(parted / "test")
+    for number in range(3):
+        _save(parted / "test" / f"{number}.png", 100 + number)
+    data = load(_task(parted))
+    assert {key.split("/")[0] for key in data.test.keys} == {"val"}
+    text = "\n".join(notes(ImageFolder(str(parted)).survey()))
+    assert "passed over, as they have no folders of classes: test" in text
+
+
+def test_what_is_passed_over_is_named_for_the_true_reason(flat):
+    (flat / "cat/more").mkdir()
+    (flat / "dog/gone.png").symlink_to(flat / "nowhere.png")
+    _save(flat / "cover.png", 99)
+    (flat / "cat/notes.txt").write_text("mine")
+    text = notes(ImageFolder(str(flat)).survey())
+    assert "passed over, as they are folders in a class's folder: cat/more" in text
+    assert "passed over, as they are links to nothing: dog/gone.png" in text
+    assert "passed over, as they lie in no class's folder: cover.png" in text
+    assert "passed over, as they are no images: cat/notes.txt" in text
+
+
+def test_long_notes_are_shortened(flat):
+    for number in range(13):
+        (flat / f"cat/{number:02d}.txt").write_text("mine")
+    (short,) = notes(ImageFolder(str(flat)).survey(), where=", in notes.txt")
+    assert short.endswith("cat/08.txt, cat/09.txt, … and 3 more, in notes.txt")
+    (whole,) = notes(ImageFolder(str(flat)).survey(), shown=None)
+    assert whole.endswith("cat/11.txt, cat/12.txt")
+
+
+def test_classes_that_differ_in_case_are_noted(flat):
+    """Letters may well be two classes, "a" and "A"."""
+    (flat / "dog").rename(flat / "Cat")
+    (note,) = notes(ImageFolder(str(flat)).survey())
+    assert note.endswith("they differ in case, blanks or Unicode form alone: Cat and cat")
+
+
 def test_copies_in_a_class_count_once(flat):
     shutil.copy(flat / "dog/01.png", flat / "dog/copy.png")
     keys = ImageFolder(str(flat)).index().keys
@@ -146,6 +197,22 @@ def test_crossing_copies_can_be_left_out_of_the_test(parted):
     index = ImageFolder(str(parted), on_crossing="train").index()
     assert "train/cat/0.png" in index.keys
     assert "test/cat/copy.png" not in index.keys
+
+
+def test_photos_of_two_classes_can_be_left_out_of_both(flat):
+    shutil.copy(flat / "cat/00.png", flat / "dog/mine.png")
+    source = ImageFolder(str(flat), on_conflict="skip")
+    keys = source.index().keys
+    assert len(keys) == 19
+    assert not {"cat/00.png", "dog/mine.png"} & set(keys)
+
+
+def test_a_new_option_at_its_default_is_no_setting(flat):
+    """Or a training from before there was such an option would not go on."""
+    settings = stage._flatten(ImageFolder(str(flat)))
+    assert settings.keys() == {"ImageFolder.on_crossing", "ImageFolder.content"}
+    skipping = stage._flatten(ImageFolder(str(flat), on_conflict="skip"))
+    assert skipping["ImageFolder.on_conflict"] == "skip"
 
 
 # --- decoding -------------------------------------------------------------------------------
@@ -316,6 +383,55 @@ def _no_test(folder):
         (folder / name).rename(folder / "train" / name)
 
 
+def _flat_test(folder):
+    _no_test(folder)
+    _save(folder / "test/1.png", 99)
+
+
+def _two_vals(folder):
+    _no_test(folder)
+    for number, name in enumerate(("val/cat", "valid/cat")):
+        _save(folder / name / "1.png", 100 + number)
+
+
+def _one_folder_too_high(folder):
+    (folder / "all").mkdir()
+    for name in ("cat", "dog"):
+        (folder / name).rename(folder / "all" / name)
+
+
+def _splits_one_folder_deeper(folder):
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            shutil.copytree(folder / name, folder / "mine" / split / name)
+    for name in ("cat", "dog"):
+        shutil.rmtree(folder / name)
+
+
+def _two_groups(folder):
+    for name in ("cat", "dog"):
+        (folder / f"{name}s").mkdir()
+        (folder / name).rename(folder / f"{name}s" / name)
+
+
+def _class_itself(folder):
+    for path in sorted((folder / "cat").iterdir()):
+        path.rename(folder / path.name)
+    for name in ("cat", "dog"):
+        shutil.rmtree(folder / name)
+
+
+def _deeper_class(folder):
+    (folder / "cat/all").mkdir()
+    for path in sorted((folder / "cat").glob("*.png")):
+        path.rename(folder / "cat/all" / path.name)
+
+
+def _two_empty_classes(folder):
+    for name in ("fox", "owl"):
+        (folder / name).mkdir()
+
+
 def _stray_beside_splits(folder):
     for split in ("train", "test"):
         (folder / split).mkdir()
@@ -327,6 +443,17 @@ def _stray_beside_splits(folder):
     [
         (_empty, r"photos holds no images; wanted is a folder for every class"),
         (_without_images, r"class 'cat' has no image that can be read; it holds 00\.txt, 02\.txt"),
+        (
+            _one_folder_too_high,
+            r"one folder too high: .* all/cat/00\.png; give .*photos/all instead",
+        ),
+        (_splits_one_folder_deeper, r"one folder too high: .*; give .*photos/mine instead"),
+        (_two_groups, r"deeper than photos/CLASS/\*, such as cats/cat/00\.png; give one of .*cats"),
+        (_class_itself, r"holds 10 images, such as 00\.png, and no folders; .*If 'photos' is a"),
+        (_deeper_class, r"class 'cat' has no image .* that lie deeper, such as cat/all/00\.png"),
+        (_two_empty_classes, r"class 'fox' has no image .*; class 'owl' has no image .* into each"),
+        (_flat_test, r"test/ has images but no folders of classes, .*--images=.*photos/train\)"),
+        (_two_vals, r"photos has both val and valid; put their images into one"),
         (_one_class, r"photos holds the single class 'dog'; at least two"),
         (_one_image, r"leaves class 'cat' \(1 images\) without test images; add images"),
         (_in_two_classes, r"cat/00\.png and dog/mine\.png .*same file in two classes, 'cat' and"),
@@ -355,6 +482,63 @@ def test_file_in_training_and_test(parted):
     match = r"train/cat/0\.png and test/cat/copy\.png .* in training and test"
     with pytest.raises(InputError, match=match):
         select(_task(parted), ImageFolder(str(parted)).index())
+
+
+def test_all_files_at_fault_are_named_at_once(parted):
+    for number, split in ((0, "test"), (2, "test")):
+        shutil.copy(parted / f"train/cat/{number}.png", parted / split / f"cat/copy_{number}.png")
+    shutil.copy(parted / "train/cat/4.png", parted / "train/dog/mine.png")
+    with pytest.raises(InputError) as caught:
+        ImageFolder(str(parted)).index()
+    said = str(caught.value)
+    for pair in (
+        "train/cat/0.png and test/cat/copy_0.png",
+        "train/cat/2.png and test/cat/copy_2.png",
+        "train/cat/4.png and train/dog/mine.png",
+    ):
+        assert pair in said
+    assert """--gin_param='ImageFolder.on_conflict = "skip"'""" in said
+    assert """--gin_param='ImageFolder.on_crossing = "train"'""" in said
+    assert caught.value.details == ()
+
+
+@pytest.mark.parametrize("name", ["Cat", "cat ", "cat\N{COMBINING DIAERESIS}"])
+def test_class_in_two_spellings_is_named(parted, name):
+    (parted / "test/cat").rename(parted / "test" / name)
+    if "\N{COMBINING DIAERESIS}" in name:
+        for split in ("train", "val"):
+            (parted / split / "cat").rename(
+                parted / split / "ca\N{LATIN SMALL LETTER T WITH DIAERESIS}"
+            )
+    with pytest.raises(InputError, match=r"differ in case, blanks or Unicode form alone, .*rename"):
+        ImageFolder(str(parted)).index()
+
+
+def test_classes_missing_in_test_are_named(parted):
+    for number, name in enumerate(("fox", "owl")):
+        _save(parted / "train" / name / "1.png", 100 + number)
+    message = r"leaves class 'fox' \(1 images\), 'owl' \(1 images\) without test images; .*0\.8'"
+    with pytest.raises(InputError, match=message):
+        select(_task(parted), ImageFolder(str(parted)).index())
+
+
+def test_too_large_picture_says_its_size_and_what_leaves_it_out(flat, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_500_000)
+    Image.new("L", (2000, 2000)).save(flat / "cat/00.png")
+    message = r"cat/00\.png \(it has 4 megapixels, more than the 3 .*'Data\.on_corrupt = \"skip\"'"
+    with pytest.raises(InputError, match=message):
+        load(_task(flat, train_fraction=0.8))
+
+
+def test_files_that_may_not_be_read_are_named(flat, monkeypatch):
+    closed = {str(flat / "cat/00.png"), str(flat / "dog/01.png")}
+    access = os.access
+    # Root, whom tests may run as, may read all.
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: str(path) not in closed and access(path, mode)
+    )
+    with pytest.raises(InputError, match=r"2 image\(s\) may not be read: cat/00\.png, dog/01\.png"):
+        ImageFolder(str(flat))
 
 
 def test_class_lost_by_skipping_is_named(flat):

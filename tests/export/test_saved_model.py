@@ -7,6 +7,7 @@ what that Keras network gives for the same pixels.
 import os
 import re
 import subprocess
+import sys
 import types
 from pathlib import Path
 
@@ -364,6 +365,19 @@ def test_label_that_a_person_moves_during_an_export_stays(model, tmp_path, monke
     versions.publish(model, tmp_path)
     (ours,) = server_files.read_models(tmp_path).model_config_list.config
     assert dict(ours.version_labels) == {"stable": 2, "canary": 3}
+
+
+def test_what_a_killed_export_left_goes_with_the_next_one(model, tmp_path, monkeypatch):
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    left = [f".{killed.pid}-1700000000", storage.temporary_beside(tmp_path / "1700000000").name]
+    left[1] = left[1].replace(f"@{os.getpid()}-", f"@{killed.pid}-")
+    for name in left:
+        (tmp_path / name / "variables").mkdir(parents=True)
+    monkeypatch.setattr(versions, "save", lambda trained, folder: folder.mkdir())
+    version = versions.publish(model, tmp_path)
+    assert version.is_dir()
+    assert not any((tmp_path / name).exists() for name in left)
 
 
 def test_no_version_comes_after_the_highest(model, tmp_path):

@@ -81,7 +81,7 @@ def _half(weights):
 
 
 def _file(folder, quantize):
-    return folder / f"refilled_{quantize}.tflite"
+    return folder / f"student_{quantize}.tflite"
 
 
 def _classify(content, images):
@@ -336,7 +336,7 @@ def test_loss_of_more_than_a_point_is_pointed_out(lost, warned, tflite_folder):
     for row in results["rows"]:
         row.update(lost_images=0)
     results["rows"][-1].update(lost_images=lost, standard_error=2.24)
-    warning = f"Warning: refilled_int8.tflite gets {lost} of 400 images fewer right than Keras"
+    warning = f"Warning: student_int8.tflite gets {lost} of 400 images fewer right than Keras"
     page = tflite_files.text(results)
     assert (warning in page, "is 2.2 images" in page) == (warned, warned)
 
@@ -359,12 +359,12 @@ def test_interrupted_conversion_leaves_nothing(model, tmp_path, monkeypatch):
 
 
 def test_folder_that_cannot_be_written(model, tflite_folder, tmp_path, monkeypatch):
-    (tmp_path / "out/refilled_none.tflite").mkdir(parents=True)
+    (tmp_path / "out/student_none.tflite").mkdir(parents=True)
     content = _file(tflite_folder, "none").read_bytes()
     monkeypatch.setattr(tflite_model, "convert", lambda trained, names: {"none": content})
     with pytest.raises(InputError, match=r"--output_dir=.*out cannot be written: .*Is a directory"):
         tflite_files.write(model, ["none"], tmp_path / "out", "command")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["refilled_none.tflite"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["student_none.tflite"]
 
 
 @pytest.mark.parametrize("names", [["int4"], ["none", "none"], ["none", "int4"], []])

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 WEB = digits.ROOT / "export/web"
-FLOAT, INT8 = "refilled_none.tflite", "refilled_int8.tflite"
+FLOAT, INT8 = "student_none.tflite", "student_int8.tflite"
 PATIENCE = 20  # seconds, more than any step takes
 INSTALLING = 300  # seconds, more than npm takes
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import sys
+import zipfile
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from refilled_tf import stage
 from refilled_tf.errors import InputError
 from refilled_tf.models import networks
 from refilled_tf.models.keras_files import Application, KerasFile
@@ -292,3 +295,79 @@ def test_embedding_of_a_wrong_rank_is_refused(tmp_path):
     message = _refused(_saved(tmp_path, network), layer="rows")
     assert "[None, 4, 12]" in message
     assert "flat" in message
+
+
+# ---- code in files -------------------------------------------------------------------------
+
+
+def _with_lambda(path):
+    """A network that writes `path` whenever its Lambda layer is built."""
+    images = tf.keras.Input((SIZE, SIZE, 3))
+    touch = lambda x, path: (open(path, "w").close(), x / 255)[1]  # noqa: E731
+    x = tf.keras.layers.Lambda(touch, name="scale", arguments={"path": str(path)})(images)
+    return tf.keras.Model(images, tf.keras.layers.Flatten(name="flat")(x))
+
+
+def _nested(path):
+    inner = _with_lambda(path)
+    images = tf.keras.Input((SIZE, SIZE, 3))
+    return tf.keras.Model(images, tf.keras.layers.Dense(2)(inner(images)))
+
+
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+@pytest.mark.parametrize("make", [_with_lambda, _nested])
+@pytest.mark.parametrize("name", ["teacher.keras", "teacher.h5", "teacher"])
+def test_code_in_a_file_is_not_run_unless_trusted(tmp_path, name, make):
+    """That of Lambda layers, in every format; a load that is allowed does run it."""
+    trace = tmp_path / "trace"
+    file = _saved(tmp_path, make(trace), name)
+    trace.unlink()
+    message = _refused(file)
+    assert "Lambda layer 'scale'" in message
+    assert "--trust_teacher" in message
+    assert not trace.exists()
+    backbone = KerasFile(file, trusted=True).build(SIZE)
+    assert trace.exists()
+    expected = _images().reshape(3, -1) / 255
+    np.testing.assert_allclose(backbone(_images()), expected, rtol=1e-5)
+
+
+def test_classes_of_other_packages_are_code(tmp_path):
+    """Keras would import the package, which runs it."""
+    file = tmp_path / "teacher.keras"
+    _saved(tmp_path, _network())
+    with zipfile.ZipFile(file) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    config = json.loads(files["config.json"])
+    config["config"]["layers"][1] |= {"module": "antigravity", "class_name": "Blur"}
+    files["config.json"] = json.dumps(config).encode()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    assert "holds code, which would run here: Blur of antigravity" in _refused(file)
+    assert "antigravity" not in sys.modules
+
+
+class _Times(tf.keras.layers.Layer):
+    """A layer that is not Keras's own."""
+
+    def build(self, shape):
+        self.factor = self.add_weight("factor", shape=(), initializer="ones")
+
+    def call(self, x):
+        return x * self.factor
+
+
+def test_layers_that_do_not_survive_saving_are_refused(tmp_path):
+    """As a SavedModel, a layer of any class can be run, but not built anew."""
+    images = tf.keras.Input((SIZE, SIZE, 3))
+    x = tf.keras.layers.Flatten()(_Times(name="times")(images))
+    message = _refused(_saved(tmp_path, tf.keras.Model(images, x), "teacher"))
+    assert "not Keras's own are _Times (times)" in message
+    assert "file of its embeddings" in message
+
+
+def test_trust_is_no_setting(tmp_path):
+    """Or the same teacher's trainings would not go on."""
+    file = _saved(tmp_path, _network())
+    assert stage._flatten(KerasFile(file)) == stage._flatten(KerasFile(file, trusted=True))

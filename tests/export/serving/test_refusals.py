@@ -38,7 +38,8 @@ SOONER = {
     "50 megapixels": PIXELS.format(50_000_000),
     "50 megapixels behind a chunk that says less": PIXELS.format(50_000_000),
     "giant jpeg": (
-        "image_bytes[0]: it has more than the 178 megapixels that are read; make it smaller"
+        "image_bytes[0]: it has 4225 megapixels, more than the 178 megapixels that are read; "
+        "make it smaller"
     ),
     "beginning of a jpeg": f"image_bytes[0]: {NO_IMAGE}",
     "beginning of a png": f"image_bytes[0]: {NO_IMAGE}",
