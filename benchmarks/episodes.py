@@ -23,10 +23,10 @@ import tensorflow as tf
 from absl import flags
 
 from benchmarks.training import line
+from refilled_tf.common.entry import run_main
+from refilled_tf.common.errors import require
 from refilled_tf.data.episodes import Episodes, Facts, Tasks
 from refilled_tf.data.task import Examples
-from refilled_tf.entry import run_main
-from refilled_tf.errors import require
 from refilled_tf.few_shot.adaptation import Adaptation
 from refilled_tf.few_shot.base import Networks, Pool, merge_classes
 from refilled_tf.few_shot.fine_tune import FineTune

@@ -26,8 +26,8 @@ import numpy as np
 from absl import flags
 
 from benchmarks.training import line
-from refilled_tf.entry import run_main
-from refilled_tf.errors import InputError, require
+from refilled_tf.common.entry import run_main
+from refilled_tf.common.errors import InputError, require
 
 WAYS = {"one by one": "--noenable_batching", "batches": "--enable_batching"}
 HEADER = ("clients", "server", "requests/s", "p50, ms", "p99, ms")

@@ -21,8 +21,8 @@ from absl import flags
 
 from benchmarks import blocks
 from benchmarks.training import OBJECTIVES, PAIRS, line, require_known
-from refilled_tf.entry import run_main
-from refilled_tf.errors import require
+from refilled_tf.common.entry import run_main
+from refilled_tf.common.errors import require
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 

@@ -27,15 +27,15 @@ from pathlib import Path
 import tensorflow as tf
 from absl import flags
 
-from refilled_tf import config, experiment, teacher_cache
+from refilled_tf.common.entry import run_main
+from refilled_tf.common.errors import require
 from refilled_tf.data import batches, task
 from refilled_tf.data.batches import Views
 from refilled_tf.data.task import TaskData
-from refilled_tf.entry import run_main
-from refilled_tf.errors import require
-from refilled_tf.learners.base import Learner
+from refilled_tf.experiment import config, experiment, teacher_cache
+from refilled_tf.experiment.stage import Run, Stage, TeacherCache
 from refilled_tf.models import networks
-from refilled_tf.stage import Run, Stage, TeacherCache
+from refilled_tf.objectives.base import Learner
 
 FLAGS = flags.FLAGS
 

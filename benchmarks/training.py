@@ -35,28 +35,28 @@ import tensorflow as tf
 from absl import flags
 
 from benchmarks import blocks
-from refilled_tf import experiment
+from refilled_tf.common.entry import run_main
+from refilled_tf.common.errors import require
 from refilled_tf.data import batches
 from refilled_tf.data.sources import Digits
 from refilled_tf.data.splits import SharedClasses
 from refilled_tf.data.task import Data, Examples
-from refilled_tf.entry import run_main
-from refilled_tf.errors import require
-from refilled_tf.learners.attention import AttentionTransfer
-from refilled_tf.learners.base import Learner
-from refilled_tf.learners.cross_entropy import CrossEntropy
-from refilled_tf.learners.distillation import Distillation
-from refilled_tf.learners.fitnet import FitNet
-from refilled_tf.learners.local import LocalDistillation
-from refilled_tf.learners.nst import NeuronSelectivity
-from refilled_tf.learners.relationship import RelationshipMatching
-from refilled_tf.learners.rkd import RelationalDistillation
-from refilled_tf.learners.vid import VariationalInformation
+from refilled_tf.experiment import experiment
+from refilled_tf.experiment.recipe import Recipe
 from refilled_tf.models import networks
 from refilled_tf.models.mobilenet import MobileNet
 from refilled_tf.models.resnet import CifarResNet
 from refilled_tf.models.wide_resnet import WideResNet
-from refilled_tf.recipe import Recipe
+from refilled_tf.objectives.attention import AttentionTransfer
+from refilled_tf.objectives.base import Learner
+from refilled_tf.objectives.cross_entropy import CrossEntropy
+from refilled_tf.objectives.distillation import Distillation
+from refilled_tf.objectives.fitnet import FitNet
+from refilled_tf.objectives.local import LocalDistillation
+from refilled_tf.objectives.nst import NeuronSelectivity
+from refilled_tf.objectives.relationship import RelationshipMatching
+from refilled_tf.objectives.rkd import RelationalDistillation
+from refilled_tf.objectives.vid import VariationalInformation
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,9 +16,9 @@ import tensorflow as tf
 from export import requests, signatures
 from export.replay import Arrays
 from export.trained import Trained
+from refilled_tf.common.errors import InputError, require
 from refilled_tf.data import batches
 from refilled_tf.data.task import Examples
-from refilled_tf.errors import InputError, require
 from refilled_tf.models import networks
 
 IMAGES = 32

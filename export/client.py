@@ -26,9 +26,9 @@ from tensorflow_serving.apis.predict_pb2 import PredictRequest
 from tensorflow_serving.apis.prediction_service_pb2_grpc import PredictionServiceStub
 
 from export import MODEL_NAME
+from refilled_tf.common.entry import run_main
+from refilled_tf.common.errors import InputError, require
 from refilled_tf.data import pixels
-from refilled_tf.entry import run_main
-from refilled_tf.errors import InputError, require
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(

@@ -10,8 +10,8 @@ import tensorflow as tf
 from export import MODEL_NAME
 from export.signatures import VOCABULARY, Functions
 from export.trained import Trained
-from refilled_tf import stack
-from refilled_tf.stage import Stage
+from refilled_tf.common import stack
+from refilled_tf.experiment.stage import Stage
 
 PACKAGES = ("tensorflow-datasets", "tensorflow-serving-api")  # beside those of stack.versions
 

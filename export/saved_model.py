@@ -13,8 +13,8 @@ from pathlib import Path
 from absl import flags
 
 from export import server_files, trained, versions
-from refilled_tf.entry import run_main
-from refilled_tf.errors import require
+from refilled_tf.common.entry import run_main
+from refilled_tf.common.errors import require
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("work_dir", None, "The folder of a training.", required=True)

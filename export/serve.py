@@ -23,8 +23,8 @@ from export.serving.bodies import Memory
 from export.serving.logs import OncePerMinute
 from export.serving.manager import Manager
 from export.serving.model import Limits
-from refilled_tf.entry import run_main
-from refilled_tf.errors import InputError, require
+from refilled_tf.common.entry import run_main
+from refilled_tf.common.errors import InputError, require
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("export_dir", None, "The folder of the versions.", required=True)

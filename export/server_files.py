@@ -33,8 +33,8 @@ from google.protobuf.message import Message
 from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
 from export import MODEL_NAME
-from refilled_tf import storage
-from refilled_tf.errors import InputError, require
+from refilled_tf.common import storage
+from refilled_tf.common.errors import InputError, require
 
 FOLDER = "server"
 MODELS = "models.config"

@@ -11,8 +11,8 @@ from pathlib import Path
 from absl import flags
 
 from export import tflite_files, tflite_model, trained
-from refilled_tf.entry import command_line, run_main
-from refilled_tf.errors import require
+from refilled_tf.common.entry import command_line, run_main
+from refilled_tf.common.errors import require
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("work_dir", None, "The folder of a training.", required=True)

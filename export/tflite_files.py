@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 from export import tflite_model
 from export.trained import Trained
-from refilled_tf import storage
+from refilled_tf.common import storage
+from refilled_tf.common.errors import InputError, require
+from refilled_tf.common.progress import bar_interval
 from refilled_tf.data import batches
-from refilled_tf.errors import InputError, require
-from refilled_tf.progress import bar_interval
 
 KERAS = "Keras"
 THREADS = (1, 2)

@@ -25,9 +25,9 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 
 from export import MODEL_NAME
 from export.trained import Trained
+from refilled_tf.common.errors import require
 from refilled_tf.data import batches
 from refilled_tf.data.task import TaskData
-from refilled_tf.errors import require
 from refilled_tf.models import networks
 
 QUANTIZATIONS = {

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from export import trained, versions
-from refilled_tf import config, experiment, storage
+from refilled_tf.common import storage
+from refilled_tf.common.errors import require
 from refilled_tf.data.task import read_index, select
-from refilled_tf.errors import require
-from refilled_tf.experiment import Experiment
-from refilled_tf.stage import Run
+from refilled_tf.experiment import config, experiment
+from refilled_tf.experiment.experiment import Experiment
+from refilled_tf.experiment.stage import Run
 
 EXAMPLE_FILES = config.GIN_FOLDER / "data/example_files.gin"
 

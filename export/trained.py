@@ -9,17 +9,18 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from refilled_tf import config, storage, training
-from refilled_tf import stage as stages
+from refilled_tf.common import storage
+from refilled_tf.common.errors import require
 from refilled_tf.data import batches, episodes, task
 from refilled_tf.data.episodes import Tasks
 from refilled_tf.data.task import Examples, TaskData
-from refilled_tf.errors import require
+from refilled_tf.experiment import config, training
+from refilled_tf.experiment import stage as stages
+from refilled_tf.experiment.stage import Run, Stage
+from refilled_tf.experiment.trials import Trials
 from refilled_tf.few_shot.base import labels_of
-from refilled_tf.learners.cross_entropy import CrossEntropy, accuracy
 from refilled_tf.models import networks
-from refilled_tf.stage import Run, Stage
-from refilled_tf.trials import Trials
+from refilled_tf.objectives.cross_entropy import CrossEntropy, accuracy
 
 PREFERRED = "refilled"
 

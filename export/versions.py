@@ -11,8 +11,8 @@ from pathlib import Path
 
 from export import check, model_card, requests, server_files, signatures
 from export.trained import Trained
-from refilled_tf import storage
-from refilled_tf.errors import InputError, require
+from refilled_tf.common import storage
+from refilled_tf.common.errors import InputError, require
 
 
 def publish(trained: Trained, base: Path) -> Path:

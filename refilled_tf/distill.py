@@ -30,29 +30,27 @@ from absl import flags
 # The rest of the package knows nothing of exports. This program, which nothing imports, stands
 # above both and joins them.
 from export import tflite_files, tflite_model, trained, versions
-from refilled_tf import (
-    candidates,
-    config,
-    distill_config,
-    distill_report,
-    experiment,
-    pools,
-    predictions,
-    retraining,
-    storage,
-    students,
-    teachers,
-    tuning,
-)
+from refilled_tf.common import storage
+from refilled_tf.common.entry import command_line, run_main
+from refilled_tf.common.errors import InputError, require
 from refilled_tf.data import unlabelled
 from refilled_tf.data.image_folder import ImageFolder, notes
 from refilled_tf.data.sources import Source
 from refilled_tf.data.task import Selection, Task, read_index, select
-from refilled_tf.entry import command_line, run_main
-from refilled_tf.errors import InputError, require
-from refilled_tf.experiment import Experiment
-from refilled_tf.launch import launch, prepare
-from refilled_tf.stage import Run, untrained_network
+from refilled_tf.experiment import config, experiment, predictions
+from refilled_tf.experiment.experiment import Experiment
+from refilled_tf.experiment.launch import launch, prepare
+from refilled_tf.experiment.stage import Run, untrained_network
+from refilled_tf.own_images import (
+    candidates,
+    distill_config,
+    pools,
+    retraining,
+    students,
+    teachers,
+    tuning,
+)
+from refilled_tf.reporting import distill_report
 
 FLAGS = flags.FLAGS
 NOTES = "notes.txt"

@@ -14,10 +14,11 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from refilled_tf import config, report, stage, training
+from refilled_tf.common.entry import run_main
+from refilled_tf.common.errors import require
 from refilled_tf.data import task
-from refilled_tf.entry import run_main
-from refilled_tf.errors import require
+from refilled_tf.experiment import config, stage, training
+from refilled_tf.reporting import report
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("work_dir", None, "The folder of a training.", required=True)

@@ -21,11 +21,12 @@ import tensorflow as tf
 from absl import flags
 from tqdm import tqdm
 
-from refilled_tf import config, stage, storage
+from refilled_tf.common import storage
+from refilled_tf.common.entry import run_main
+from refilled_tf.common.errors import require
 from refilled_tf.data import batches, task
 from refilled_tf.data.task import Examples
-from refilled_tf.entry import run_main
-from refilled_tf.errors import require
+from refilled_tf.experiment import config, stage
 from refilled_tf.losses.kd import kd
 from refilled_tf.losses.local import local_kl
 from refilled_tf.models import networks

@@ -10,11 +10,11 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 from absl import flags
 
-from refilled_tf import storage
+from refilled_tf.common import storage
+from refilled_tf.common.entry import run_main
+from refilled_tf.common.errors import InputError, require
 from refilled_tf.data import mini_imagenet  # noqa: F401  # makes it known to TFDS
 from refilled_tf.data.sources import UNKNOWN_DATASET
-from refilled_tf.entry import run_main
-from refilled_tf.errors import InputError, require
 
 FLAGS = flags.FLAGS
 

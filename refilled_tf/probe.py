@@ -16,14 +16,16 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from refilled_tf import config, distill_config, report, students, teachers
+from refilled_tf.common.entry import run_main
+from refilled_tf.common.errors import InputError, require
+from refilled_tf.common.progress import bar_interval
 from refilled_tf.data import batches
 from refilled_tf.data.task import Task, load, read_index, select
-from refilled_tf.entry import run_main
-from refilled_tf.errors import InputError, require
 from refilled_tf.evaluation.embedding import cross_validated
+from refilled_tf.experiment import config
 from refilled_tf.models import networks
-from refilled_tf.progress import bar_interval
+from refilled_tf.own_images import distill_config, students, teachers
+from refilled_tf.reporting import report
 
 FLAGS = flags.FLAGS
 BATCH_SIZE = 32

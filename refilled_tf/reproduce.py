@@ -19,11 +19,14 @@ import filelock
 import tensorflow as tf
 from absl import flags
 
-from refilled_tf import config, experiment, figure1, pages, pictures, storage, tables
-from refilled_tf.entry import command_line, run_main
-from refilled_tf.errors import InputError, OutOfTimeError, require
-from refilled_tf.forecast import Forecast
-from refilled_tf.stage import Run, Stage
+from refilled_tf import figure1
+from refilled_tf.common import storage
+from refilled_tf.common.entry import command_line, run_main
+from refilled_tf.common.errors import InputError, OutOfTimeError, require
+from refilled_tf.experiment import config, experiment
+from refilled_tf.experiment.stage import Run, Stage
+from refilled_tf.reporting import pages, pictures, tables
+from refilled_tf.reporting.forecast import Forecast
 
 FLAGS = flags.FLAGS
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from absl import flags
 
-from refilled_tf import report
-from refilled_tf.entry import command_line, run_main
-from refilled_tf.errors import require
-from refilled_tf.launch import launch
+from refilled_tf.common.entry import command_line, run_main
+from refilled_tf.common.errors import require
+from refilled_tf.experiment.launch import launch
+from refilled_tf.reporting import report
 
 FLAGS = flags.FLAGS
 flags.DEFINE_multi_string("gin_file", [], "A gin file; repeated ones are applied in order.")

@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["refilled_tf.config"])
+_CONTEXT.set_forkserver_preload(["refilled_tf.experiment.config"])
 
 
 def run(

@@ -19,8 +19,8 @@ tf.config.set_logical_device_configuration(
 
 import tiny  # noqa: E402
 
-from refilled_tf import training  # noqa: E402
-from refilled_tf.learners import base  # noqa: E402
+from refilled_tf.experiment import training  # noqa: E402
+from refilled_tf.objectives import base  # noqa: E402
 
 TESTS = Path(__file__).parent
 

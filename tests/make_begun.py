@@ -16,7 +16,8 @@ sys.path.insert(0, str(TESTS.parent))
 
 import tiny  # noqa: E402
 
-from refilled_tf import storage, training  # noqa: E402
+from refilled_tf.common import storage  # noqa: E402
+from refilled_tf.experiment import training  # noqa: E402
 
 BEGUN = TESTS / "begun"
 

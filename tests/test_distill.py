@@ -22,21 +22,15 @@ from ai_edge_litert.interpreter import Interpreter
 from scipy.special import softmax
 
 from export import trained, versions
-from refilled_tf import (
-    candidates,
-    config,
-    distill,
-    distill_config,
-    distill_report,
-    storage,
-    students,
-    teachers,
-    tuning,
-)
+from refilled_tf import distill
+from refilled_tf.common import storage
+from refilled_tf.common.errors import InputError
 from refilled_tf.data import batches
 from refilled_tf.data.task import load
-from refilled_tf.errors import InputError
+from refilled_tf.experiment import config
 from refilled_tf.models import networks
+from refilled_tf.own_images import candidates, distill_config, students, teachers, tuning
+from refilled_tf.reporting import distill_report
 
 pytestmark = pytest.mark.slow
 

@@ -11,8 +11,8 @@ import tensorflow as tf
 import tiny
 
 from refilled_tf import figure1
-from refilled_tf import stage as stages
 from refilled_tf.data.task import load
+from refilled_tf.experiment import stage as stages
 from refilled_tf.figure1 import Measurement
 from refilled_tf.models import networks
 

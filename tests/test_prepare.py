@@ -10,8 +10,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from refilled_tf import prepare
+from refilled_tf.common.errors import InputError
 from refilled_tf.data.mini_imagenet import CLASSES
-from refilled_tf.errors import InputError
 
 
 @pytest.fixture

@@ -13,21 +13,21 @@ import pytest
 import tensorflow as tf
 import tiny
 
-from refilled_tf import config, experiment, stage, teacher_cache, training
+from refilled_tf.common.errors import InputError
 from refilled_tf.data import batches
 from refilled_tf.data.task import Examples, Task
-from refilled_tf.errors import InputError
-from refilled_tf.learners.base import Learner
-from refilled_tf.learners.distillation import Distillation
-from refilled_tf.learners.local import LocalDistillation
-from refilled_tf.learners.pretrained import Pretrained
-from refilled_tf.learners.relationship import RelationshipMatching
-from refilled_tf.learners.rkd import RelationalDistillation
+from refilled_tf.experiment import config, experiment, stage, teacher_cache, training
+from refilled_tf.experiment.stage import Stage, TeacherCache
 from refilled_tf.models import networks
 from refilled_tf.models.embedding_files import EmbeddingFile
 from refilled_tf.models.keras_files import KerasFile
 from refilled_tf.models.onnx_files import OnnxFile
-from refilled_tf.stage import Stage, TeacherCache
+from refilled_tf.objectives.base import Learner
+from refilled_tf.objectives.distillation import Distillation
+from refilled_tf.objectives.local import LocalDistillation
+from refilled_tf.objectives.pretrained import Pretrained
+from refilled_tf.objectives.relationship import RelationshipMatching
+from refilled_tf.objectives.rkd import RelationalDistillation
 
 pytestmark = pytest.mark.slow
 

@@ -14,9 +14,10 @@ import PIL.Image
 import pytest
 import tensorflow as tf
 
-from refilled_tf import distill_config, probe, teachers
+from refilled_tf import probe
+from refilled_tf.common.errors import InputError
 from refilled_tf.data.sources import Digits
-from refilled_tf.errors import InputError
+from refilled_tf.own_images import distill_config, teachers
 
 CLASSES, COUNT = 4, 15
 

@@ -18,9 +18,11 @@ import pytest
 import tensorflow as tf
 import tiny
 
-from refilled_tf import config, experiment, reproduce, tables
-from refilled_tf.errors import InputError
-from refilled_tf.learners.cross_entropy import CrossEntropy
+from refilled_tf import reproduce
+from refilled_tf.common.errors import InputError
+from refilled_tf.experiment import config, experiment
+from refilled_tf.objectives.cross_entropy import CrossEntropy
+from refilled_tf.reporting import tables
 
 STUDENT = tiny.second(name="student", objective=CrossEntropy(), start=None)
 CHAIN = [tiny.teacher(), STUDENT, tiny.first(), tiny.second()]

@@ -20,8 +20,10 @@ import tiny
 from absl import flags, logging
 from absl.testing import flagsaver
 
-from refilled_tf import config, stack, train
-from refilled_tf.entry import run_main
+from refilled_tf import train
+from refilled_tf.common import stack
+from refilled_tf.common.entry import run_main
+from refilled_tf.experiment import config
 
 TIME_LIMIT = 120
 

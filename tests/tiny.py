@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from refilled_tf import experiment, training
 from refilled_tf.data.sources import Digits
 from refilled_tf.data.splits import AlphabeticalHalves
 from refilled_tf.data.task import Data, Task
-from refilled_tf.learners.cross_entropy import CrossEntropy
-from refilled_tf.learners.local import LocalDistillation
-from refilled_tf.learners.relationship import RelationshipMatching
-from refilled_tf.recipe import Recipe
-from refilled_tf.stage import Run, Stage
+from refilled_tf.experiment import experiment, training
+from refilled_tf.experiment.recipe import Recipe
+from refilled_tf.experiment.stage import Run, Stage
+from refilled_tf.objectives.cross_entropy import CrossEntropy
+from refilled_tf.objectives.local import LocalDistillation
+from refilled_tf.objectives.relationship import RelationshipMatching
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -14,8 +14,8 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 
 from export.serving.errors import Code, RequestError
+from refilled_tf.common.errors import InputError, require
 from refilled_tf.data import pixels
-from refilled_tf.errors import InputError, require
 
 FEATURE = "image/encoded"  # of a tf.Example
 # The inputs that hold images, whatever their signature.

@@ -22,7 +22,7 @@ from export.server_files import Batching
 from export.serving.batching import Batcher, Call
 from export.serving.errors import Code, RequestError
 from export.serving.model import Limits, Model
-from refilled_tf.errors import InputError, require
+from refilled_tf.common.errors import InputError, require
 
 State = ModelVersionStatus
 Answer = TypeVar("Answer")

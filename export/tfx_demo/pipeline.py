@@ -18,8 +18,8 @@ from absl import flags
 from tfx import v1 as tfx
 
 from export import versions
-from refilled_tf.entry import run_main
-from refilled_tf.errors import require
+from refilled_tf.common.entry import run_main
+from refilled_tf.common.errors import require
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("output_dir", "runs/tfx_demo", "Where everything goes.")

@@ -15,10 +15,10 @@ import keras_cv
 import numpy as np
 import tensorflow as tf
 
+from refilled_tf.common.errors import require
 from refilled_tf.data.task import Data, Examples, Images
-from refilled_tf.errors import require
+from refilled_tf.experiment.recipe import Recipe
 from refilled_tf.models.networks import resized
-from refilled_tf.recipe import Recipe
 
 
 class Views(NamedTuple):

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import gin
 import numpy as np
 
+from refilled_tf.common.errors import require, require_whole
 from refilled_tf.data.task import Examples, Task, load, read_index, select
-from refilled_tf.errors import require, require_whole
 
 
 class Facts(NamedTuple):

@@ -23,12 +23,12 @@ import sklearn.datasets
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from refilled_tf import storage
+from refilled_tf.common import storage
+from refilled_tf.common.errors import InputError, require
+from refilled_tf.common.quiet import muted
 
 # Importing it makes the dataset known to TFDS.
 from refilled_tf.data import mini_imagenet  # noqa: F401
-from refilled_tf.errors import InputError, require
-from refilled_tf.quiet import muted
 
 PNG_BITS = 24  # where such a file says how many bits a pixel's channel has
 PNG = b"\x89PNG\r\n\x1a\n"  # what such a file begins with

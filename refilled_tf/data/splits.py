@@ -13,7 +13,7 @@ from collections import Counter
 import gin
 import numpy as np
 
-from refilled_tf.errors import require
+from refilled_tf.common.errors import require
 
 
 @dataclasses.dataclass(frozen=True)

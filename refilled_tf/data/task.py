@@ -11,9 +11,7 @@ import gin
 import numpy as np
 from absl import logging
 
-from refilled_tf.data import pixels, splits
-from refilled_tf.data.sources import Index, Source
-from refilled_tf.errors import (
+from refilled_tf.common.errors import (
     SHOWN,
     InputError,
     gin_param,
@@ -23,6 +21,8 @@ from refilled_tf.errors import (
     require_choice,
     require_whole,
 )
+from refilled_tf.data import pixels, splits
+from refilled_tf.data.sources import Index, Source
 
 
 class Images(Protocol):

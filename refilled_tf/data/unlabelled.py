@@ -21,10 +21,10 @@ import gin
 import numpy as np
 from absl import logging
 
+from refilled_tf.common.errors import InputError, require
 from refilled_tf.data import image_folder, pixels
 from refilled_tf.data.sources import Index, Source
 from refilled_tf.data.task import Examples, Images, Task, read_index, select
-from refilled_tf.errors import InputError, require
 
 # Decoded images of more bytes than these stay on disk as files and are decoded for every batch.
 IN_MEMORY = 2_000_000_000

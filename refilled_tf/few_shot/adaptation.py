@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from refilled_tf.common.errors import require_not_negative, require_whole
 from refilled_tf.data.episodes import Tasks
-from refilled_tf.errors import require_not_negative, require_whole
 from refilled_tf.few_shot.base import Learner, Networks, Pool, merge_classes
 from refilled_tf.losses.prototypes import task_cross_entropy
 from refilled_tf.models.networks import with_classifier

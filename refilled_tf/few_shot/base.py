@@ -14,12 +14,12 @@ import gin
 import numpy as np
 import tensorflow as tf
 
+from refilled_tf.common.errors import InputError, require, require_built, require_whole
 from refilled_tf.data import batches, episodes
 from refilled_tf.data.episodes import Episodes, Tasks
 from refilled_tf.data.task import Examples, Task
-from refilled_tf.errors import InputError, require, require_built, require_whole
-from refilled_tf.learners.base import Objective
 from refilled_tf.models import networks
+from refilled_tf.objectives.base import Objective
 
 
 class Networks(NamedTuple):

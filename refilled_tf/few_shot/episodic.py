@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import tensorflow as tf
 
-from refilled_tf.errors import require, require_whole
-from refilled_tf.learners.base import Objective
-from refilled_tf.recipe import Recipe
+from refilled_tf.common.errors import require, require_whole
+from refilled_tf.experiment.recipe import Recipe
+from refilled_tf.objectives.base import Objective
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,13 +8,13 @@ from typing import ClassVar
 import gin
 import tensorflow as tf
 
+from refilled_tf.common.errors import require_not_negative, require_positive
 from refilled_tf.data.episodes import Tasks
-from refilled_tf.errors import require_not_negative, require_positive
 from refilled_tf.few_shot.base import Networks, Pool, merge_classes, require_objective
 from refilled_tf.few_shot.episodic import EpisodicObjective
 from refilled_tf.few_shot.protonet import NearestPrototype
-from refilled_tf.learners.base import GlobalBatch, Objective
 from refilled_tf.losses.prototypes import prototype_logits, task_cross_entropy
+from refilled_tf.objectives.base import GlobalBatch, Objective
 
 
 @gin.register

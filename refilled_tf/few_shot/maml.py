@@ -9,16 +9,16 @@ import gin
 import numpy as np
 import tensorflow as tf
 
+from refilled_tf.common.errors import require, require_not_negative, require_whole
 from refilled_tf.data.episodes import Tasks
-from refilled_tf.errors import require, require_not_negative, require_whole
+from refilled_tf.experiment.recipe import Recipe
 from refilled_tf.few_shot.adaptation import descend, gradient, groups
 from refilled_tf.few_shot.base import Learner, Networks, Pool, merge_classes, require_objective
 from refilled_tf.few_shot.episodic import EpisodicObjective
-from refilled_tf.learners.base import Learner as Trainer
-from refilled_tf.learners.base import Objective
 from refilled_tf.losses.prototypes import task_cross_entropy
 from refilled_tf.models.stacked import Chain, Weights
-from refilled_tf.recipe import Recipe
+from refilled_tf.objectives.base import Learner as Trainer
+from refilled_tf.objectives.base import Objective
 
 
 @gin.register

@@ -9,13 +9,13 @@ import gin
 import numpy as np
 import tensorflow as tf
 
+from refilled_tf.common.errors import require_positive
 from refilled_tf.data.episodes import Tasks
-from refilled_tf.errors import require_positive
 from refilled_tf.few_shot.base import Learner, Networks, Pool, merge_classes
 from refilled_tf.few_shot.episodic import EpisodicObjective
-from refilled_tf.learners.base import GlobalBatch
 from refilled_tf.losses.prototypes import prototype_logits, task_cross_entropy
 from refilled_tf.models.networks import with_classifier
+from refilled_tf.objectives.base import GlobalBatch
 
 
 @gin.register

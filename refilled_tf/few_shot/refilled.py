@@ -8,8 +8,8 @@ import gin
 import numpy as np
 import tensorflow as tf
 
+from refilled_tf.common.errors import require_not_negative, require_positive
 from refilled_tf.data.episodes import Tasks
-from refilled_tf.errors import require_not_negative, require_positive
 from refilled_tf.few_shot.adaptation import Adaptation
 from refilled_tf.few_shot.base import Networks, Pool, merge_classes
 from refilled_tf.losses.distances import l2_normalize

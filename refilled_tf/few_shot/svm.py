@@ -9,8 +9,8 @@ import numpy as np
 from sklearn.preprocessing import normalize
 from sklearn.svm import LinearSVC
 
+from refilled_tf.common.errors import require_positive
 from refilled_tf.data.episodes import Tasks
-from refilled_tf.errors import require_positive
 from refilled_tf.few_shot.base import Learner, Networks, Pool, labels_of
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 import gin
 import tensorflow as tf
 
-from refilled_tf.errors import require, require_choice, require_whole
+from refilled_tf.common.errors import require, require_choice, require_whole
 from refilled_tf.models import networks, residual
 
 BLOCKS = 4

@@ -11,7 +11,7 @@ import dataclasses
 import gin
 import tensorflow as tf
 
-from refilled_tf.errors import require
+from refilled_tf.common.errors import require
 from refilled_tf.models import networks
 
 # Repeats, kernel, stride, expansion, channels of every group of blocks.

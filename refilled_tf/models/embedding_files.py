@@ -11,7 +11,7 @@ import gin
 import numpy as np
 import tensorflow as tf
 
-from refilled_tf.errors import InputError, require
+from refilled_tf.common.errors import InputError, require
 from refilled_tf.models.keras_files import content_hash
 
 

@@ -9,10 +9,10 @@ import gin
 import numpy as np
 import tensorflow as tf
 
-from refilled_tf.errors import InputError, one_line, require, require_built
+from refilled_tf.common.errors import InputError, one_line, require, require_built
+from refilled_tf.common.stack import load_keras
 from refilled_tf.models import keras_files
 from refilled_tf.models.networks import Backbone
-from refilled_tf.stack import load_keras
 
 IMAGENET = "imagenet"
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import gin
 import tensorflow as tf
 
-from refilled_tf.errors import require
+from refilled_tf.common.errors import require
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import tensorflow as tf
 
-from refilled_tf.errors import require
+from refilled_tf.common.errors import require
 
 
 @runtime_checkable

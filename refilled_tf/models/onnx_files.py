@@ -15,7 +15,7 @@ import gin
 import numpy as np
 import tensorflow as tf
 
-from refilled_tf.errors import InputError, one_line, require
+from refilled_tf.common.errors import InputError, one_line, require
 from refilled_tf.models import keras_files
 from refilled_tf.models.networks import resized
 

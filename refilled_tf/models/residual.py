@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from refilled_tf.errors import require
+from refilled_tf.common.errors import require
 from refilled_tf.models import networks
 
 # (x [B, h, w, c], channels, stride, name) to [B, h/stride, w/stride, channels].

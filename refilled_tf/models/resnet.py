@@ -8,7 +8,7 @@ import functools
 import gin
 import tensorflow as tf
 
-from refilled_tf.errors import require
+from refilled_tf.common.errors import require
 from refilled_tf.models import residual
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import gin
 import tensorflow as tf
 
-from refilled_tf.errors import require_whole
+from refilled_tf.common.errors import require_whole
 from refilled_tf.models import residual
 
 

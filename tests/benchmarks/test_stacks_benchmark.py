@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from benchmarks import blocks, stacks
-from refilled_tf.errors import InputError
+from refilled_tf.common.errors import InputError
 
 
 def test_cells_by_hand():

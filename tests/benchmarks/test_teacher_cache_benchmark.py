@@ -8,9 +8,9 @@ import pytest
 import tiny
 
 from benchmarks import teacher_cache as benchmark
-from refilled_tf.errors import InputError
-from refilled_tf.learners.local import LocalDistillation
-from refilled_tf.learners.relationship import RelationshipMatching
+from refilled_tf.common.errors import InputError
+from refilled_tf.objectives.local import LocalDistillation
+from refilled_tf.objectives.relationship import RelationshipMatching
 
 RECIPE = dataclasses.replace(tiny.RECIPE, epochs=1)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from refilled_tf.common.errors import InputError
 from refilled_tf.data.batches import (
     Views,
     augmentation,
@@ -17,7 +18,6 @@ from refilled_tf.data.batches import (
 from refilled_tf.data.sources import Digits
 from refilled_tf.data.splits import AlphabeticalHalves
 from refilled_tf.data.task import Data, Examples
-from refilled_tf.errors import InputError
 
 LABELS = np.repeat(np.arange(5), [20, 21, 22, 23, 24]).astype(np.int32)
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from refilled_tf.common.errors import InputError
 from refilled_tf.data.episodes import Episodes, Facts, facts, pool
 from refilled_tf.data.image_folder import ImageFolder
 from refilled_tf.data.sources import Digits
 from refilled_tf.data.splits import AlphabeticalHalves, ListedClasses
 from refilled_tf.data.task import Data, load, student, teacher
-from refilled_tf.errors import InputError
 
 DIGITS = Data(Digits(), AlphabeticalHalves(), train_fraction=0.7, image_size=8, load_size=8)
 EPISODES = Episodes(ways=4, queries=3, count=50)

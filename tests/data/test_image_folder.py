@@ -11,13 +11,13 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from refilled_tf import stage
+from refilled_tf.common.errors import InputError
 from refilled_tf.data.image_folder import ImageFolder, notes
 from refilled_tf.data.pixels import decode
 from refilled_tf.data.sources import decode_image
 from refilled_tf.data.splits import SharedClasses
 from refilled_tf.data.task import Data, load, select, student
-from refilled_tf.errors import InputError
+from refilled_tf.experiment import stage
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 

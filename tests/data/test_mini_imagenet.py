@@ -12,12 +12,12 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from refilled_tf import config
+from refilled_tf.common.errors import InputError
 from refilled_tf.data import mini_imagenet
 from refilled_tf.data.mini_imagenet import CLASSES, MiniImagenet
 from refilled_tf.data.sources import TfdsSource
 from refilled_tf.data.task import Data, load, student, teacher, validation
-from refilled_tf.errors import InputError
+from refilled_tf.experiment import config
 
 # In the numbers of the real parts. The last come first, so that part and label do not agree.
 PARTS = {"train": CLASSES[36:], "val": CLASSES[20:36], "test": CLASSES[:20]}

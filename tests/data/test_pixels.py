@@ -16,9 +16,9 @@ import PIL.ImageOps
 import pytest
 import tensorflow as tf
 
+from refilled_tf.common.errors import InputError
 from refilled_tf.data import pixels, sources
 from refilled_tf.data.sources import decode_image
-from refilled_tf.errors import InputError
 
 RANDOM = np.random.default_rng(0)
 HEIGHT, WIDTH = 24, 16

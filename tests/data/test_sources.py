@@ -13,8 +13,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from refilled_tf.common.errors import InputError
 from refilled_tf.data.sources import Digits, TfdsSource, decode_image
-from refilled_tf.errors import InputError
 
 HEIGHT, WIDTH = 40, 60
 

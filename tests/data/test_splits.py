@@ -7,8 +7,8 @@ import hashlib
 import numpy as np
 import pytest
 
+from refilled_tf.common.errors import InputError
 from refilled_tf.data import splits
-from refilled_tf.errors import InputError
 
 # Images of each class of CUB-200-2011, counted in its own image_class_labels.txt.
 CUB_COUNTS = [

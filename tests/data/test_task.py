@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from refilled_tf import config
+from refilled_tf.common.errors import InputError
 from refilled_tf.data.image_folder import ImageFolder
 from refilled_tf.data.sources import Digits, Index
 from refilled_tf.data.splits import AlphabeticalHalves, ListedClasses, RandomHalves
 from refilled_tf.data.task import Data, Task, load, select, student, teacher, validation
-from refilled_tf.errors import InputError
+from refilled_tf.experiment import config
 
 DIGITS = Data(
     source=Digits(),

@@ -7,7 +7,8 @@ import pytest
 import tensorflow as tf
 
 from export import trained, versions
-from refilled_tf import config, stage, storage, training
+from refilled_tf.common import storage
+from refilled_tf.experiment import config, stage, training
 
 
 @pytest.fixture(scope="session")

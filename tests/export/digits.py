@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from refilled_tf import config
+from refilled_tf.experiment import config
 
 ROOT = Path(__file__).resolve().parents[2]
 

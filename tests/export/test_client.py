@@ -14,8 +14,8 @@ import tensorflow as tf
 from tensorflow_serving.apis.model_pb2 import ModelSpec
 
 from export import client
+from refilled_tf.common.errors import InputError
 from refilled_tf.data import pixels
-from refilled_tf.errors import InputError
 from refilled_tf.models import networks
 
 NOTHING = {"image_bytes": [b""]}

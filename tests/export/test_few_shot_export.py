@@ -10,9 +10,10 @@ import tiny
 from tiny_few_shot import GIN
 
 from export import trained, versions
-from refilled_tf import config, experiment, storage
+from refilled_tf.common import storage
+from refilled_tf.common.errors import InputError
 from refilled_tf.data import episodes
-from refilled_tf.errors import InputError
+from refilled_tf.experiment import config, experiment
 from refilled_tf.models import networks
 
 pytestmark = pytest.mark.slow

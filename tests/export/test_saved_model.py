@@ -27,12 +27,12 @@ from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
 from export import check, requests, server_files, signatures, trained, versions
-from refilled_tf import storage
+from refilled_tf.common import storage
+from refilled_tf.common.errors import InputError
 from refilled_tf.data import batches
 from refilled_tf.data.sources import Digits, decode_image
 from refilled_tf.data.splits import AlphabeticalHalves
 from refilled_tf.data.task import Data
-from refilled_tf.errors import InputError
 from refilled_tf.models import networks
 
 pytestmark = pytest.mark.slow

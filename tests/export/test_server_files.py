@@ -7,7 +7,7 @@ from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
 from export import server_files
 from export.server_files import Batching
-from refilled_tf.errors import InputError
+from refilled_tf.common.errors import InputError
 
 
 def test_what_an_export_writes_is_read(tmp_path):

@@ -12,9 +12,9 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
 from export import tflite_model, versions
-from refilled_tf import students
 from refilled_tf.data import batches
 from refilled_tf.models import networks
+from refilled_tf.own_images import students
 
 pytestmark = pytest.mark.slow
 

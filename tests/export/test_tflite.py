@@ -22,9 +22,9 @@ from mediapipe.tasks.python import BaseOptions, vision
 from tensorflow.lite.tools import flatbuffer_utils
 
 from export import tflite_files, tflite_model
+from refilled_tf.common.errors import InputError
 from refilled_tf.data import batches
 from refilled_tf.data.task import Examples, TaskData
-from refilled_tf.errors import InputError
 from refilled_tf.models import networks
 from refilled_tf.models.keras_files import KerasFile
 

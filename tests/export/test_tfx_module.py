@@ -20,9 +20,9 @@ from packaging.utils import canonicalize_name
 from sklearn.datasets import load_digits
 
 from export import check, tfx_module
-from refilled_tf import experiment, training
+from refilled_tf.common.errors import InputError
 from refilled_tf.data.sources import ExampleFiles
-from refilled_tf.errors import InputError
+from refilled_tf.experiment import experiment, training
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,8 @@ import pytest
 import tiny
 
 from export import trained
-from refilled_tf import config, storage, training
+from refilled_tf.common import storage
+from refilled_tf.experiment import config, training
 
 GIN = f"""{tiny.GIN}
 Experiment.rows = [@student/Stage()]

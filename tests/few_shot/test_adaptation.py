@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from reference_tasks import QUERIES, SHOTS, WAYS, pool_of, tasks_of
 
-from refilled_tf.errors import InputError
+from refilled_tf.common.errors import InputError
 from refilled_tf.few_shot.base import Networks
 from refilled_tf.few_shot.fine_tune import FineTune
 from refilled_tf.few_shot.refilled import Refilled

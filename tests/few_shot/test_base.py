@@ -12,9 +12,9 @@ import tensorflow as tf
 import tiny
 from reference_tasks import pool_of
 
+from refilled_tf.common.errors import InputError
 from refilled_tf.data.episodes import Episodes
 from refilled_tf.data.task import Examples, Task
-from refilled_tf.errors import InputError
 from refilled_tf.few_shot.base import Pool, Protocol, Selection, labels_of, merge_classes
 from refilled_tf.few_shot.protonet import NearestPrototype
 from refilled_tf.few_shot.svm import LinearSvm

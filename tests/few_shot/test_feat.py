@@ -8,11 +8,11 @@ import tensorflow as tf
 from reference_tasks import FixedPool
 from scipy.special import log_softmax, softmax
 
+from refilled_tf.common.errors import InputError
 from refilled_tf.data.episodes import Tasks
-from refilled_tf.errors import InputError
 from refilled_tf.few_shot.base import Networks
 from refilled_tf.few_shot.feat import AdaptedPrototypes, Feat
-from refilled_tf.learners.base import GlobalBatch
+from refilled_tf.objectives.base import GlobalBatch
 
 WAYS, SHOTS, QUERIES, SIZE = 3, 2, 4, 6
 OBJECTIVE = Feat(

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from refilled_tf.common.errors import InputError
 from refilled_tf.data.episodes import Tasks
 from refilled_tf.data.task import Examples
-from refilled_tf.errors import InputError
+from refilled_tf.experiment.recipe import Recipe
 from refilled_tf.few_shot.base import Networks, Pool
 from refilled_tf.few_shot.maml import InnerLoop, Maml
-from refilled_tf.learners.base import Learner
 from refilled_tf.models.convnet import ConvNet
 from refilled_tf.models.networks import embedding_network
-from refilled_tf.recipe import Recipe
+from refilled_tf.objectives.base import Learner
 
 WAYS, SHOTS, QUERIES, SIZE, STEPS, RATE = 3, 2, 3, 16, 2, 0.05
 OBJECTIVE = Maml(WAYS, SHOTS, QUERIES, inner_steps=STEPS, inner_rate=RATE)

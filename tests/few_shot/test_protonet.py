@@ -8,12 +8,12 @@ import tensorflow as tf
 from reference_tasks import FixedPool
 from scipy.special import softmax
 
+from refilled_tf.common.errors import InputError
 from refilled_tf.data.episodes import Tasks
-from refilled_tf.errors import InputError
+from refilled_tf.experiment.recipe import Recipe
 from refilled_tf.few_shot.base import Networks
 from refilled_tf.few_shot.protonet import NearestPrototype, ProtoNet
-from refilled_tf.learners.base import GlobalBatch
-from refilled_tf.recipe import Recipe
+from refilled_tf.objectives.base import GlobalBatch
 
 WAYS, SHOTS, QUERIES, SIZE = 3, 2, 4, 5
 OBJECTIVE = ProtoNet(WAYS, SHOTS, QUERIES, temperature=2.0)

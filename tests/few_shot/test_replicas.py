@@ -13,13 +13,13 @@ import pytest
 import tensorflow as tf
 import tiny
 
-from refilled_tf import training
 from refilled_tf.data.splits import RandomParts
 from refilled_tf.data.task import Task
+from refilled_tf.experiment import training
 from refilled_tf.few_shot.feat import Feat
 from refilled_tf.few_shot.maml import Maml
 from refilled_tf.few_shot.protonet import ProtoNet
-from refilled_tf.learners import base
+from refilled_tf.objectives import base
 
 DATA = dataclasses.replace(tiny.DATA, class_split=RandomParts(4, 3, 3))
 # Four classes, the first two for the first replica, with 2 + 3 images each; five such steps.

@@ -14,10 +14,10 @@ from reference import (
     relu,
 )
 
-from refilled_tf.errors import InputError
+from refilled_tf.common.errors import InputError
+from refilled_tf.experiment.training import count_parameters
 from refilled_tf.models.convnet import ConvNet
 from refilled_tf.models.networks import embedding_network, feature_shapes, with_features
-from refilled_tf.training import count_parameters
 
 FEATURES = ("f1", "f2", "f3")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from refilled_tf.errors import InputError
+from refilled_tf.common.errors import InputError
 from refilled_tf.models.embedding_files import EmbeddingFile
 
 PATHS = np.array(["a/1.jpg", "a/2.jpg", "b/1.jpg"])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from refilled_tf.errors import InputError
+from refilled_tf.common.errors import InputError
 from refilled_tf.models import networks
 from refilled_tf.models.efficientnet_lite import EfficientNetLite0
 from refilled_tf.models.from_weights import FromWeights

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from refilled_tf import stage
-from refilled_tf.errors import InputError
+from refilled_tf.common.errors import InputError
+from refilled_tf.experiment import stage
+from refilled_tf.experiment.training import count_parameters
 from refilled_tf.models import networks
 from refilled_tf.models.keras_files import Application, KerasFile
-from refilled_tf.training import count_parameters
 
 SIZE = 12
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from refilled_tf.errors import InputError
+from refilled_tf.common.errors import InputError
 from refilled_tf.models.mobilenet import MobileNet, MobileNetV2, MobileNetV3Small
 from refilled_tf.models.networks import (
     classifier,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from refilled_tf.errors import InputError
+from refilled_tf.common.errors import InputError
 from refilled_tf.models.convnet import ConvNet
 from refilled_tf.models.mobilenet import MobileNet
 from refilled_tf.models.networks import (

@@ -9,7 +9,7 @@ import onnx_graphs
 import pytest
 import tensorflow as tf
 
-from refilled_tf.errors import InputError
+from refilled_tf.common.errors import InputError
 from refilled_tf.models import networks
 from refilled_tf.models.keras_files import KerasFile
 from refilled_tf.models.mobilenet import MobileNet

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from reference import randomise
 
-from refilled_tf.errors import InputError
+from refilled_tf.common.errors import InputError
 from refilled_tf.models.convnet import ConvNet
 from refilled_tf.models.networks import embedding_network, with_classifier
 from refilled_tf.models.stacked import Chain

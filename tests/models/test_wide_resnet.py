@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from reference import assert_batch_norms, assert_same_outputs, convolve, normalise, randomise, relu
 
-from refilled_tf.errors import InputError
+from refilled_tf.common.errors import InputError
+from refilled_tf.experiment.training import count_parameters
 from refilled_tf.models.networks import classifier, embedding_network, with_features
 from refilled_tf.models.wide_resnet import WideResNet
-from refilled_tf.training import count_parameters
 
 # Trainable weights with 100 classes, and batch norm's running statistics.
 COUNTS = {

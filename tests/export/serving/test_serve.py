@@ -16,7 +16,7 @@ import requests as http
 import tensorflow as tf
 from tensorflow_serving.apis.prediction_service_pb2_grpc import PredictionServiceStub
 
-from refilled_tf.errors import InputError
+from refilled_tf.common.errors import InputError
 
 pytestmark = pytest.mark.slow
 

@@ -1,0 +1,100 @@
+"""How every command starts, and how it ends on bad input, a full disk or Ctrl-C."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import tensorflow as tf
+from absl import app, flags, logging
+
+from refilled_tf.common.errors import InputError
+
+INTERRUPTED = 130  # the exit status that shells give to what Ctrl-C has ended
+# What a machine may refuse, and what a person can do about it.
+_REFUSALS = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+    errno.EFBIG: "take a disk that takes larger files",
+    errno.EROFS: "take another folder",
+    errno.EACCES: "allow it to this user, or take another folder",
+    errno.EPERM: "allow it to this user, or take another folder",
+    errno.EMFILE: "raise the limit by ulimit -n 4096",
+    errno.EIO: "look after the disk",
+}
+
+
+def run_main(main: Callable[[list[str]], None], goes_on: bool = False) -> None:
+    """Parses flags and runs an entry point.
+
+    Bad input, and what the machine refuses, such as a write to a full disk, end in one line on
+    stderr and exit status 1, without a traceback; Ctrl-C in a line and exit status 130. Python's
+    warnings, which are other libraries', are dropped unless Python is told what to do with them.
+
+    Args:
+        main: the entry point.
+        goes_on: whether the same command, given again, goes on where it ended.
+    """
+    again = "; the same command goes on from here" if goes_on else ""
+
+    def guarded(argv: list[str]) -> None:
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)
+        tf.get_logger().setLevel("ERROR")
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        try:
+            main(argv)
+            return
+        except KeyboardInterrupt:
+            said, status = f"\nstopped{again}", INTERRUPTED
+        except InputError as error:
+            said, status = f"error: {error}", 1
+        except Exception as error:
+            refused = refusal(error)
+            if refused is None:
+                raise
+            said, status = f"error: {refused}{again}", 1
+        # Not before the error is gone, and with it the progress bars of where it was raised.
+        print(said, file=sys.stderr)
+        sys.exit(status)
+
+    app.run(guarded)
+
+
+def refusal(error: BaseException) -> str | None:
+    """Says what the machine has refused, if that is what an error comes from.
+
+    Args:
+        error: maybe TensorFlow's or HDF5's, which name the reason in their text alone.
+
+    Returns:
+        Such as "/data/model.keras: No space left on device; make room"; None of any other error.
+    """
+    for each in _causes(error):
+        for number, advice in _REFUSALS.items():
+            said = os.strerror(number)
+            if getattr(each, "errno", None) == number or said in str(each):
+                name = getattr(each, "filename", None)
+                found = re.search(r"(?<![\w.])/[^\s;:'\"]+", str(each))
+                where = name or (found[0] if found else type(each).__name__)
+                return f"{where}: {said}; {advice}"
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yields an error and those that it comes from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def command_line(module: str) -> str:
+    """Returns the command that runs this process, a program `python -m MODULE`."""
+    return shlex.join([Path(sys.executable).name, "-m", module, *sys.argv[1:]])

@@ -1,0 +1,81 @@
+"""From gin files to results: what every program that trains an experiment does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from refilled_tf.common import storage
+from refilled_tf.common.errors import require
+from refilled_tf.experiment import config, experiment
+from refilled_tf.experiment.experiment import Experiment
+from refilled_tf.experiment.stage import Run
+
+
+def launch(
+    gin_files: Sequence[str],
+    gin_params: Sequence[str],
+    work_dir: Path,
+    data_dir: str | None,
+    command: str,
+) -> tuple[Experiment, Run, dict[str, Any]]:
+    """Trains and scores an experiment, or goes on with it.
+
+    Args:
+        gin_files: that describe it, later ones over earlier ones.
+        gin_params: single settings, over the files.
+        work_dir: where results go.
+        data_dir: folder of prepared TFDS datasets; None for the experiment's.
+        command: that did this.
+
+    Returns:
+        The experiment, where it ran, and what `experiment.run` returns.
+
+    Raises:
+        InputError: as `config.load_experiment`, `prepare` and `experiment.run` say.
+    """
+    spec = config.load_experiment(gin_files, gin_params)
+    where = prepare(spec, work_dir, data_dir)
+    if where.is_chief:
+        storage.write_text(work_dir / config.OPERATIVE, config.operative_config())
+    return spec, where, experiment.run(spec, where, gin_files, command)
+
+
+def prepare(spec: Experiment, work_dir: Path, data_dir: str | None) -> Run:
+    """Finds a place for an experiment, and prepares it.
+
+    Args:
+        spec: the experiment.
+        work_dir: where results go.
+        data_dir: folder of prepared TFDS datasets; None for the experiment's.
+
+    Returns:
+        Where to run it.
+
+    Raises:
+        InputError: as `check_work_dir` and `experiment.prepare` say.
+    """
+    check_work_dir(work_dir)
+    where = Run(work_dir, data_dir or spec.data_dir, experiment.make_strategy(spec.strategy))
+    if where.is_chief:  # the only worker that writes
+        storage.require_writable("--work_dir", work_dir)
+    experiment.prepare(spec, where)
+    return where
+
+
+def check_work_dir(work_dir: Path) -> None:
+    """Refuses a place that is not a folder, or a folder with other things in it.
+
+    Raises:
+        InputError: naming the place.
+    """
+    existing = storage.nearest_existing(work_dir)
+    require(existing.is_dir(), f"--work_dir={work_dir}: {existing} is not a folder")
+    require(
+        existing != work_dir
+        or not any(work_dir.iterdir())
+        or (work_dir / config.OPERATIVE).is_file(),
+        f"--work_dir={work_dir} holds other things than an experiment's results; take an empty "
+        "or a new folder",
+    )

@@ -1,0 +1,73 @@
+"""Students as a command line names them: --student=MobileNetV2 --student_weights=FILE.keras."""
+
+from __future__ import annotations
+
+from refilled_tf.common.errors import require
+from refilled_tf.models.efficientnet_lite import EfficientNetLite0
+from refilled_tf.models.from_weights import FromWeights
+from refilled_tf.models.mobilenet import MobileNet, MobileNetV2, MobileNetV3Small
+from refilled_tf.models.networks import Backbone
+
+NETWORKS = {
+    kind.__name__: kind for kind in (MobileNet, MobileNetV2, MobileNetV3Small, EfficientNetLite0)
+}
+
+Student = MobileNet | MobileNetV2 | MobileNetV3Small | EfficientNetLite0 | FromWeights
+
+
+def parse(name: str, width: float, weights: str | None = None) -> Student:
+    """Turns a --student into what a gin file's Stage.backbone would hold.
+
+    Args:
+        name: one of `NETWORKS`.
+        width: --width, the width multiplier.
+        weights: --student_weights, see `FromWeights`; None for random ones.
+
+    Returns:
+        The student.
+
+    Raises:
+        InputError: there is no such network, width or file.
+    """
+    require(
+        name in NETWORKS, f"--student={name} is none of what is accepted: {', '.join(NETWORKS)}"
+    )
+    network = NETWORKS[name](width=width)
+    return network if weights is None else FromWeights(network, weights)
+
+
+def width_option(name: str) -> str:
+    """Returns the width multiplier's name in gin."""
+    return f"student/{name}.width"
+
+
+def described(backbone: Backbone) -> str:
+    """Returns such as "MobileNetV2 of width 0.35", of any network."""
+    if isinstance(backbone, FromWeights):
+        return f"{described(backbone.network)}, pretrained,"
+    width = getattr(backbone, "width", None)
+    return type(backbone).__name__ + ("" if width is None else f" of width {width}")
+
+
+def gin_lines(student: Student) -> list[str]:
+    """Says in gin that this is the network of all rows that are not a teacher's.
+
+    Args:
+        student: what `parse` gave.
+
+    Returns:
+        Lines such as "Stage.backbone = @student/MobileNetV2()".
+    """
+    if not isinstance(student, FromWeights):
+        kind = type(student).__name__
+        return [f"Stage.backbone = @student/{kind}()", f"{width_option(kind)} = {student.width}"]
+    kind = type(student.network).__name__
+    return [
+        "Stage.backbone = @student/FromWeights()",
+        f"student/FromWeights.network = @student/{kind}()",
+        f"student/FromWeights.weights = {student.weights!r}",
+        f"{width_option(kind)} = {student.width}",
+        "student_kx/Stage.method = 'Pretrained, fine-tuned'",
+        "probe/Stage.method = 'Pretrained, distilled'",
+        "probe_pool/Stage.method = 'Pretrained, distilled + pool'",
+    ]

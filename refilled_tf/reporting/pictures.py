@@ -1,0 +1,172 @@
+"""What one would rather look at than read: accuracies, training curves, embeddings."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter
+from sklearn.manifold import TSNE
+
+from refilled_tf.common import storage
+from refilled_tf.data import batches
+from refilled_tf.data.task import load
+from refilled_tf.experiment import experiment
+from refilled_tf.experiment.stage import Run, Stage, load_network, read_history
+from refilled_tf.models import networks
+from refilled_tf.reporting import fonts
+from refilled_tf.reporting.tables import Grid, Part, Table
+
+matplotlib.use("agg")
+
+import matplotlib.pyplot as plt
+
+MARKERS = "osD^vP*X<>hd"
+COLORS = (*plt.cm.tab20.colors[::2], *plt.cm.tab20.colors[1::2])  # strong ones first
+DASHES = ("--", ":", "-.")
+CLASSES = 10  # in a picture of embeddings: as many as there are colours to tell apart
+
+
+def save_all(folder: Path, table: Table, grid: Grid, parts: Sequence[Part], where: Run) -> None:
+    """Draws what the finished stages allow: accuracy.png, curves.png, embeddings.png."""
+    save_accuracies(folder / "accuracy.png", table, grid)
+    pictured = table.pictured or parts[0].column
+    spec = next(part.experiment for part in parts if part.column == pictured)
+    stages = [s for s in spec.stages() if where.is_finished(s) and s.recipe]
+    if stages:
+        save_curves(folder / "curves.png", pictured, stages, where, grid.methods)
+    shown = embeddings_to_show(spec)
+    if shown and all(where.is_finished(stage) for stage in shown):
+        save_embeddings(folder / "embeddings.png", pictured, shown, where)
+
+
+def save_accuracies(path: Path, table: Table, grid: Grid) -> None:
+    """Draws accuracy against the columns, in even steps, one plot for each group of columns."""
+    groups: dict[str, dict[str, str]] = {}
+    places: dict[str, int] = {}
+    for column in grid.columns:
+        group, _, label = column.rpartition(", ")
+        groups.setdefault(group, {})[label] = column
+        places.setdefault(label, len(places))
+    figure, axes = plt.subplots(
+        1, len(groups), figsize=(1 + 6 * len(groups), 5), sharey=True, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for plot, (group, columns) in zip(axes[0], groups.items(), strict=True):
+        for number, method in enumerate(grid.methods):
+            points = [
+                (places[label], cell.mean, cell.spread or 0.0)
+                for label, column in columns.items()
+                if (cell := grid.cells.get((method, column))) is not None and cell.values
+            ]
+            if points:
+                x, means, spreads = zip(*points, strict=True)
+                marker = MARKERS[number % len(MARKERS)]
+                bars = spreads if any(spreads) else None
+                color = COLORS[number % len(COLORS)]
+                plot.errorbar(x, means, bars, color=color, marker=marker, capsize=3, label=method)
+        plot.set_xticks(list(places.values()), list(places))
+        plot.set_xlabel(table.axis)
+        plot.set_title(group)
+        plot.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("accuracy, %")
+    if axes[0, -1].get_legend_handles_labels()[0]:
+        axes[0, -1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    _save(figure, path)
+
+
+def save_curves(
+    path: Path, title: str, stages: Sequence[Stage], where: Run, methods: Sequence[str]
+) -> None:
+    """Draws the loss without weight penalty, and training accuracy, of finished stages.
+
+    Stages that are one of `methods` have its colour, as in the picture of accuracies; teachers and
+    first stages are dashed.
+    """
+    names = {"loss": "loss of each method's own", "train_accuracy": "training accuracy"}
+    figure, axes = plt.subplots(1, 2, figsize=(14, 5), layout="constrained")
+    figure.suptitle(title)
+    dashes = itertools.cycle(DASHES)
+    for stage in stages:
+        file = where.folder(stage) / "history.csv"
+        if not file.exists():
+            continue
+        history = read_history(file)
+        style = {"label": stage.method, "lw": 1.3}
+        if stage.method in methods:
+            style["color"] = COLORS[methods.index(stage.method) % len(COLORS)]
+        else:
+            style |= {"color": "black", "ls": next(dashes)}
+        # Long ones beneath, since Student's longer self takes the same steps at first.
+        style["zorder"] = 2 + 1 / len(history["epoch"])
+        for plot, name in zip(axes, names, strict=True):
+            if name in history:
+                plot.plot(history["epoch"] + 1, history[name], **style)
+    for plot, label in zip(axes, names.values(), strict=True):
+        plot.set_xlabel("epoch")
+        plot.set_ylabel(label)
+        plot.grid(alpha=0.3)
+    axes[0].set_yscale("log")
+    axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes[0].yaxis.set_major_formatter("{x:g}")
+    axes[0].yaxis.set_minor_formatter(NullFormatter())
+    lines = {line.get_label(): line for line in axes[0].lines}
+    axes[1].legend(lines.values(), lines, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    _save(figure, path)
+
+
+def embeddings_to_show(spec: experiment.Experiment) -> list[Stage]:
+    """Returns a two-stage method's teacher, stage 1 and stage 2, the last such in the table."""
+    chains = [
+        [*row.start.teachers, row.start, row]
+        for row in spec.rows
+        if isinstance(row, Stage)
+        and row.teachers
+        and row.start
+        and row.start.teachers
+        # A teacher that only looks images up knows none of the test.
+        and not row.start.looks_up
+    ]
+    return chains[-1] if chains else []
+
+
+def save_embeddings(path: Path, title: str, stages: Sequence[Stage], where: Run) -> None:
+    """Draws t-SNE pictures of the same test images in the embeddings of several stages.
+
+    The images are those of the last stage's task, of its first `CLASSES` classes.
+    """
+    data = stages[-1].task
+    images = load(data, where.data_dir)
+    rows = np.flatnonzero(images.test.labels < CLASSES)
+    examples = type(images.test)(*(part[rows] for part in images.test))
+    plt.rcParams["font.family"] = fonts.families(images.class_names)
+    names = fonts.drawable(images.class_names)
+    figure, axes = plt.subplots(
+        1, len(stages), figsize=(5 * len(stages), 5), squeeze=False, layout="constrained"
+    )
+    figure.suptitle(f"{title}: test images of the student's classes")
+    for plot, stage in zip(axes[0], stages, strict=True):
+        crops = batches.scoring_batches(examples, data.data.crop_size)
+        embedding = networks.outputs_of(load_network(stage, where), crops)["embedding"]
+        embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
+        perplexity = min(30, (len(rows) - 1) / 3)
+        flat = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(embedding)
+        for label in np.unique(examples.labels):
+            mine = examples.labels == label
+            plot.scatter(*flat[mine].T, s=9, color=plt.cm.tab10(label), label=names[label])
+        plot.set_title("Teacher" if stage in stages[-1].teachers else stage.method)
+        plot.set_xticks([])
+        plot.set_yticks([])
+    legend = axes[0, -1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a "$" in a class's name is no formula
+    _save(figure, path)
+
+
+def _save(figure: plt.Figure, path: Path) -> None:
+    with storage.replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+    plt.close(figure)
