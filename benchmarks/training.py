@@ -38,11 +38,11 @@ from benchmarks import blocks
 from refilled_tf.common.entry import run_main
 from refilled_tf.common.errors import require
 from refilled_tf.data import batches
+from refilled_tf.data.recipe import Recipe
 from refilled_tf.data.sources import Digits
 from refilled_tf.data.splits import SharedClasses
 from refilled_tf.data.task import Data, Examples
 from refilled_tf.experiment import experiment
-from refilled_tf.experiment.recipe import Recipe
 from refilled_tf.models import networks
 from refilled_tf.models.mobilenet import MobileNet
 from refilled_tf.models.resnet import CifarResNet

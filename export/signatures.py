@@ -45,7 +45,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from refilled_tf.data.batches import center_crop
+from refilled_tf.data.resizing import center_crop
 from refilled_tf.data.sources import PNG, decode_image
 from refilled_tf.data.task import Data
 from refilled_tf.losses.local import class_centers

@@ -22,7 +22,7 @@ from export.trained import Trained
 from refilled_tf.common import storage
 from refilled_tf.common.errors import InputError, require
 from refilled_tf.common.progress import bar_interval
-from refilled_tf.data import batches
+from refilled_tf.data import resizing
 
 KERAS = "Keras"
 THREADS = (1, 2)
@@ -135,7 +135,7 @@ def _keras(trained: Trained) -> Classifier:
         return tf.nn.softmax(trained.network(images, training=False)["logits"])
 
     def classify(image):
-        crop = batches.center_crop(image[np.newaxis], size)
+        crop = resizing.center_crop(image[np.newaxis], size)
         return probabilities(crop.astype(np.float32)).numpy()[0]
 
     return classify

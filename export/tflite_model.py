@@ -26,7 +26,7 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 from export import MODEL_NAME
 from export.trained import Trained
 from refilled_tf.common.errors import require
-from refilled_tf.data import batches
+from refilled_tf.data import resizing
 from refilled_tf.data.task import TaskData
 from refilled_tf.models import networks
 
@@ -81,7 +81,7 @@ def _frozen(trained: Trained) -> tf.types.experimental.ConcreteFunction:
     # A classifier on a phone hands over the whole picture, resized: the crop has to be in here.
     @tf.function(input_signature=[image_spec])
     def probabilities(image):
-        crop = batches.center_crop(image, options.image_size)
+        crop = resizing.center_crop(image, options.image_size)
         return tf.nn.softmax(network(crop, training=False)["logits"])
 
     frozen = convert_variables_to_constants_v2(probabilities.get_concrete_function())

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from refilled_tf.common import storage
 from refilled_tf.common.entry import run_main
 from refilled_tf.common.errors import require
-from refilled_tf.data import batches, task
+from refilled_tf.data import resizing, task
 from refilled_tf.data.task import Examples
 from refilled_tf.experiment import config, stage
 from refilled_tf.losses.kd import kd
@@ -110,7 +110,7 @@ def measure(
     total = int(examples.labels.max()) + 1
     classes = np.sort(random.choice(total, num_classes, replace=False))
     rows = random.choice(np.flatnonzero(np.isin(examples.labels, classes)), batch_size, False)
-    images = batches.center_crop(examples.images[rows], image_size).astype(np.float32)
+    images = resizing.center_crop(examples.images[rows], image_size).astype(np.float32)
     labels = np.searchsorted(classes, examples.labels[rows]).astype(np.int32)
     taught = networks.outputs_of(teacher, [images])
     # In training mode, as in the first step.

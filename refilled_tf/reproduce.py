@@ -147,7 +147,7 @@ def plan_table(name: str, where: Run) -> Plan:
         InputError: there is no such table, or as `tables.parts` and `placed` say.
     """
     file = table_file(name, FLAGS.scale)
-    table, stem = config.load_table(file), file.stem.removesuffix(f"_{FLAGS.scale}")
+    table, stem = tables.load_table(file), file.stem.removesuffix(f"_{FLAGS.scale}")
     settings: dict[str, str] = {}
 
     def load(files, params):

@@ -72,9 +72,9 @@ def pytest_addoption(parser):
 # servers.
 STACK = (
     "test_environment.py",
-    "test_stack.py",
+    "common/test_stack.py",
     "test_train.py",
-    "test_training.py",
+    "experiment/test_training.py",
     "data/test_batches.py",
     "losses/",
     "models/test_keras_files.py",

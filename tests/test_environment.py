@@ -49,6 +49,13 @@ def test_every_python_installs_the_same_packages_once_but_for_few(python):
     assert set(names) - common == PYTHONS[python]
 
 
+def test_bazel_locks_what_the_newest_python_installs():
+    locked = (ROOT / "requirements_lock.txt").read_text().splitlines()
+    assert {f"{requirement.name}{requirement.specifier}" for requirement in _of("3.13")} <= {
+        *locked
+    }
+
+
 def _python(program, *, cwd=ROOT, **extra):
     """Runs a program in a fresh process, without what an earlier import has set in this one."""
     ours = ("TF_CPP_MIN_LOG_LEVEL", "TF_USE_LEGACY_KERAS", "PYTHONWARNINGS")

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from refilled_tf.data.recipe import Recipe
 from refilled_tf.data.sources import Digits
 from refilled_tf.data.splits import AlphabeticalHalves
 from refilled_tf.data.task import Data, Task
 from refilled_tf.experiment import experiment, training
-from refilled_tf.experiment.recipe import Recipe
 from refilled_tf.experiment.stage import Run, Stage
 from refilled_tf.objectives.cross_entropy import CrossEntropy
 from refilled_tf.objectives.local import LocalDistillation

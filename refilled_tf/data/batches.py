@@ -16,9 +16,9 @@ import numpy as np
 import tensorflow as tf
 
 from refilled_tf.common.errors import require
+from refilled_tf.data.recipe import Recipe
+from refilled_tf.data.resizing import center_crop, resized
 from refilled_tf.data.task import Data, Examples, Images
-from refilled_tf.experiment.recipe import Recipe
-from refilled_tf.models.networks import resized
 
 
 class Views(NamedTuple):
@@ -350,13 +350,3 @@ def scoring_batches(examples: Examples, size: int, batch_size: int = 256) -> Ite
     cropped = center_crop(examples.images, size)
     for start in range(0, len(cropped), batch_size):
         yield cropped[start : start + batch_size].astype(np.float32)
-
-
-def center_crop(images, size: int):
-    """Cuts the centres of square images out: [N, L, L, 3] to [N, S, S, 3].
-
-    By slicing alone, so it serves arrays (of which it returns a view) and tensors in a graph.
-    """
-    margin = (images.shape[1] - size) // 2
-    window = slice(margin, margin + size)
-    return images[:, window, window]

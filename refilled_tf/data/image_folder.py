@@ -28,7 +28,8 @@ import tensorflow as tf
 
 from refilled_tf.common.errors import SHOWN, InputError, gin_param, listed, require, require_choice
 from refilled_tf.data import pixels
-from refilled_tf.data.sources import Index, to_square
+from refilled_tf.data.resizing import to_square
+from refilled_tf.data.sources import Index
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 # Names of folders that say what is in them, in any case.

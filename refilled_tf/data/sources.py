@@ -29,6 +29,7 @@ from refilled_tf.common.quiet import muted
 
 # Importing it makes the dataset known to TFDS.
 from refilled_tf.data import mini_imagenet  # noqa: F401
+from refilled_tf.data.resizing import to_square, to_uint8
 
 PNG_BITS = 24  # where such a file says how many bits a pixel's channel has
 PNG = b"\x89PNG\r\n\x1a\n"  # what such a file begins with
@@ -84,7 +85,7 @@ class Digits:
         """Returns the digits of `keys`, resized bilinearly, in three equal channels."""
         grey = sklearn.datasets.load_digits().images[np.asarray(keys, int)] * (255.0 / 16.0)
         resized = tf.image.resize(grey[..., np.newaxis], (size, size))
-        return _to_uint8(tf.repeat(resized, 3, axis=-1)).numpy(), np.ones(len(keys), bool)
+        return to_uint8(tf.repeat(resized, 3, axis=-1)).numpy(), np.ones(len(keys), bool)
 
     def encoded(self, keys, data_dir: str | None = None) -> Iterator[tuple[int, bytes]]:
         """Yields PNGs of 8×8 pixels."""
@@ -472,11 +473,6 @@ def _decoded(encoded: tf.Tensor) -> tf.Tensor:
     )
 
 
-def to_square(image: tf.Tensor, size: int) -> tf.Tensor:
-    """Resizes [H, W, 3] uint8 to [size, size, 3] uint8, with antialiasing."""
-    return _to_uint8(tf.image.resize(image, (size, size), antialias=True))
-
-
 def _window(shape: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
     """Returns (y, x, height, width) in pixels, at least one pixel, inside the image."""
     limits = tf.cast(shape[:2], tf.float32)
@@ -489,7 +485,3 @@ def _window(shape: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
 def _crop(image: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
     y, x, height, width = tf.unstack(_window(tf.shape(image), box))
     return image[y : y + height, x : x + width]
-
-
-def _to_uint8(image: tf.Tensor) -> tf.Tensor:
-    return tf.cast(tf.round(tf.clip_by_value(image, 0.0, 255.0)), tf.uint8)

@@ -60,12 +60,15 @@ from refilled_tf.objectives import (  # noqa: F401
     similarity,
     vid,
 )
-from refilled_tf.reporting import tables
 
-GIN_FOLDER = Path(__file__).resolve().parent.parent / "gin"
+_PACKAGE = Path(__file__).resolve().parents[1]
+# In the package where it is installed, beside it in a checkout.
+GIN_FOLDER = next(f / "gin" for f in (_PACKAGE, _PACKAGE.parent) if (f / "gin").is_dir())
 OPERATIVE = "operative_config.gin"
 
-gin.add_config_file_search_path(str(GIN_FOLDER))
+# So that "gin/quickstart.gin" and "quickstart.gin" are found from anywhere.
+for _place in (GIN_FOLDER, GIN_FOLDER.parent):
+    gin.add_config_file_search_path(str(_place))
 # gin would also take "data/cub.gin" for a file of a Python package `data`, and trip over any
 # folder of that name on Python's path: only files are read, by the first, plain reader.
 del gin.config._FILE_READERS[1:]
@@ -94,11 +97,11 @@ def load_experiment(
     """
     for path in files:
         require(
-            Path(path).is_file() or (GIN_FOLDER / path).is_file(),
+            any(Path(place, path).is_file() for place in ("", GIN_FOLDER, GIN_FOLDER.parent)),
             f"--gin_file={path} does not exist; the project's own are in {GIN_FOLDER}",
         )
     require_quotes(params)
-    built = _build(experiments.Experiment, files, params)
+    built = build(experiments.Experiment, files, params)
     for param in params:
         name = option_of(param)
         require(
@@ -168,17 +171,13 @@ def as_gin(value: object, scope: str) -> tuple[str, list[str]]:
     return f"@{scope}/{kind}()", lines
 
 
-def load_table(file: Path) -> tables.Table:
-    """Parses a gin file of a table of results.
+def build(kind: type, files: Sequence[str | Path], params: Sequence[str]):
+    """Parses gin files, and builds the one object that they are about.
 
-    Raises:
-        InputError: a name is unknown or a value refused.
-    """
-    return _build(tables.Table, [file], [])
-
-
-def _build(kind: type, files: Sequence[str | Path], params: Sequence[str]):
-    """Parses and builds the configurable that a file is about.
+    Args:
+        kind: of the object: a class that is registered with gin.
+        files: gin files, in order.
+        params: single settings, in order.
 
     Raises:
         InputError: with what gin makes of it.

@@ -31,8 +31,8 @@ import tensorflow as tf
 from refilled_tf.common import stack, storage
 from refilled_tf.common.errors import require, require_built, require_name, require_whole
 from refilled_tf.data import batches, unlabelled
+from refilled_tf.data.recipe import Recipe
 from refilled_tf.data.task import Task, load, read_index, select
-from refilled_tf.experiment.recipe import Recipe
 from refilled_tf.few_shot.base import Selection
 from refilled_tf.models import networks
 from refilled_tf.models.embedding_files import EmbeddingFile

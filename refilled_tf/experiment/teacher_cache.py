@@ -24,7 +24,7 @@ from tqdm import tqdm
 from refilled_tf.common import storage
 from refilled_tf.common.errors import InputError, require
 from refilled_tf.common.progress import bar_interval
-from refilled_tf.data import batches
+from refilled_tf.data import batches, resizing
 from refilled_tf.data.task import Data, Examples, Images
 from refilled_tf.experiment.stage import Run, Stage, TeacherCache, differences, load_network
 from refilled_tf.models import networks
@@ -181,8 +181,8 @@ def ask(
         if augmented:
             pixels = augment(tf.repeat(images, views, axis=0), flat)
         else:
-            pixels = tf.cast(batches.center_crop(images, data.crop_size), tf.float32)
-        return teacher(networks.resized(pixels, teacher.input_shape[1]), training=False)
+            pixels = tf.cast(resizing.center_crop(images, data.crop_size), tf.float32)
+        return teacher(resizing.resized(pixels, teacher.input_shape[1]), training=False)
 
     size = max(1, BATCH_SIZE // views)
     starts = range(0, len(numbers), size)

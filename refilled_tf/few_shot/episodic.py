@@ -8,7 +8,7 @@ from typing import ClassVar
 import tensorflow as tf
 
 from refilled_tf.common.errors import require, require_whole
-from refilled_tf.experiment.recipe import Recipe
+from refilled_tf.data.recipe import Recipe
 from refilled_tf.objectives.base import Objective
 
 

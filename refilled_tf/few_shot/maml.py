@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from refilled_tf.common.errors import require, require_not_negative, require_whole
 from refilled_tf.data.episodes import Tasks
-from refilled_tf.experiment.recipe import Recipe
+from refilled_tf.data.recipe import Recipe
 from refilled_tf.few_shot.adaptation import descend, gradient, groups
 from refilled_tf.few_shot.base import Learner, Networks, Pool, merge_classes, require_objective
 from refilled_tf.few_shot.episodic import EpisodicObjective

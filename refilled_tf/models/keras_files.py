@@ -26,7 +26,8 @@ from refilled_tf.common import storage
 from refilled_tf.common.errors import InputError, listed, one_line, require, require_choice
 from refilled_tf.common.quiet import muted
 from refilled_tf.common.stack import load_keras
-from refilled_tf.models.networks import checkpointed, rebuilt, resized
+from refilled_tf.data.resizing import resized
+from refilled_tf.models.networks import checkpointed, rebuilt
 
 # As tf.keras.applications.imagenet_utils.preprocess_input means them: [-1, 1]; mean and standard
 # deviation of ImageNet in [0, 1]; BGR minus ImageNet's mean.

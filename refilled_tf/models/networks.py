@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from refilled_tf.common.errors import require
+from refilled_tf.data.resizing import resized
 
 
 @runtime_checkable
@@ -202,21 +203,6 @@ def copied(network: tf.keras.Model) -> tf.keras.Model:
     copy = tf.keras.models.clone_model(network, clone_function=rebuilt)
     copy.set_weights(network.get_weights())
     return copy
-
-
-def resized(images: tf.Tensor, size: int) -> tf.Tensor:
-    """Resizes square images, bilinearly and with antialiasing; those of that size stay as they are.
-
-    Args:
-        images: [B, S, S, 3] float32.
-        size: side of the result in pixels.
-
-    Returns:
-        [B, size, size, 3] float32.
-    """
-    if images.shape[1] == size:
-        return images
-    return tf.image.resize(images, (size, size), antialias=True)
 
 
 def outputs_of(network: tf.keras.Model, batches) -> dict[str, np.ndarray]:

@@ -16,8 +16,8 @@ import numpy as np
 import tensorflow as tf
 
 from refilled_tf.common.errors import InputError, one_line, require
+from refilled_tf.data.resizing import resized
 from refilled_tf.models import keras_files
-from refilled_tf.models.networks import resized
 
 # As for Keras's networks, and what OpenAI's CLIP and its kin were trained with.
 PREPROCESSING = (*keras_files.PREPROCESSING, "clip")

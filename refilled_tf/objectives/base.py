@@ -10,7 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from refilled_tf.common.errors import require, require_positive
-from refilled_tf.experiment.recipe import Recipe
+from refilled_tf.data import resizing
+from refilled_tf.data.recipe import Recipe
 from refilled_tf.models import networks
 
 # The shapes (None, height, width, channels) of features by name.
@@ -376,7 +377,7 @@ class Learner(tf.keras.Model):
 
 
 def _for(network: tf.keras.Model, images: tf.Tensor) -> tf.Tensor:
-    return networks.resized(images, network.input_shape[1])
+    return resizing.resized(images, network.input_shape[1])
 
 
 def _gather_all(outputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

@@ -15,7 +15,7 @@ from refilled_tf.common.errors import (
     require_positive,
     require_whole,
 )
-from refilled_tf.experiment.recipe import Recipe
+from refilled_tf.data.recipe import Recipe
 from refilled_tf.losses.distances import l2_normalize, pairwise_distances
 from refilled_tf.losses.triplets import nearest_neighbors, triplet_kl
 from refilled_tf.losses.tuples import tuple_kl

@@ -15,7 +15,7 @@ import gin
 
 from refilled_tf.common import storage
 from refilled_tf.common.errors import require
-from refilled_tf.experiment import predictions
+from refilled_tf.experiment import config, predictions
 from refilled_tf.experiment.experiment import Experiment, Row
 from refilled_tf.experiment.stage import Run, Stage, untrained_network
 from refilled_tf.models.cost import Cost, cost_of
@@ -64,6 +64,15 @@ class Table:
             self.pictured is None or self.pictured in self.columns,
             f"Table.pictured={self.pictured!r} must be one of {', '.join(self.columns)}",
         )
+
+
+def load_table(file: Path) -> Table:
+    """Parses a gin file of a table of results.
+
+    Raises:
+        InputError: a name is unknown or a value refused.
+    """
+    return config.build(Table, [file], [])
 
 
 class Part(NamedTuple):

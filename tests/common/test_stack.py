@@ -21,7 +21,7 @@ from refilled_tf.common.errors import InputError
 from refilled_tf.experiment import stage, training
 from refilled_tf.models.keras_files import KerasFile
 
-BEGUN = Path(__file__).with_name("begun")
+BEGUN = Path(__file__).resolve().parents[1] / "begun"
 STAGES = {"teacher": tiny.teacher(), "first": tiny.first()}
 
 

@@ -17,11 +17,11 @@ from absl import logging
 from refilled_tf.common.errors import InputError
 from refilled_tf.data import batches, unlabelled
 from refilled_tf.data.image_folder import ImageFolder
+from refilled_tf.data.recipe import Recipe
 from refilled_tf.data.sources import Digits
 from refilled_tf.data.splits import SharedClasses
 from refilled_tf.data.task import Data, Examples, Task, load
 from refilled_tf.data.unlabelled import PhotoFolder
-from refilled_tf.experiment.recipe import Recipe
 
 LABELS = np.repeat(np.arange(4), 10).astype(np.int32)
 RECIPE = Recipe(batch_size=16, unlabelled_share=0.75)

@@ -18,7 +18,7 @@ from refilled_tf.experiment import config
 from refilled_tf.models.efficientnet_lite import EfficientNetLite0
 from refilled_tf.models.mobilenet import MobileNetV2, MobileNetV3Small
 
-GIN = Path(__file__).resolve().parents[1] / "gin"
+GIN = Path(__file__).resolve().parents[2] / "gin"
 # What two experiments share: they leave the choice of the class split to them.
 SHARED = {
     "cub.gin",

@@ -26,10 +26,10 @@ from refilled_tf.common import storage
 from refilled_tf.common.errors import InputError
 from refilled_tf.data import batches, unlabelled
 from refilled_tf.data.episodes import Episodes
+from refilled_tf.data.recipe import Recipe
 from refilled_tf.data.sources import Digits
 from refilled_tf.data.task import Task, load, read_index
 from refilled_tf.experiment import predictions, training
-from refilled_tf.experiment.recipe import Recipe
 from refilled_tf.experiment.stage import TeacherCache, load_head, load_network, outputs
 from refilled_tf.few_shot.base import Protocol, Selection
 from refilled_tf.few_shot.feat import AdaptedPrototypes, Feat

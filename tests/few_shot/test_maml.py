@@ -12,8 +12,8 @@ import tensorflow as tf
 
 from refilled_tf.common.errors import InputError
 from refilled_tf.data.episodes import Tasks
+from refilled_tf.data.recipe import Recipe
 from refilled_tf.data.task import Examples
-from refilled_tf.experiment.recipe import Recipe
 from refilled_tf.few_shot.base import Networks, Pool
 from refilled_tf.few_shot.maml import InnerLoop, Maml
 from refilled_tf.models.convnet import ConvNet

@@ -10,7 +10,7 @@ from scipy.special import softmax
 
 from refilled_tf.common.errors import InputError
 from refilled_tf.data.episodes import Tasks
-from refilled_tf.experiment.recipe import Recipe
+from refilled_tf.data.recipe import Recipe
 from refilled_tf.few_shot.base import Networks
 from refilled_tf.few_shot.protonet import NearestPrototype, ProtoNet
 from refilled_tf.objectives.base import GlobalBatch

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from refilled_tf.common.errors import InputError
+from refilled_tf.data.resizing import resized
 from refilled_tf.models.convnet import ConvNet
 from refilled_tf.models.mobilenet import MobileNet
 from refilled_tf.models.networks import (
@@ -17,7 +18,6 @@ from refilled_tf.models.networks import (
     joined,
     mark,
     outputs_of,
-    resized,
     with_features,
 )
 from refilled_tf.models.resnet import CifarResNet

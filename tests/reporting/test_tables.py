@@ -204,7 +204,7 @@ def test_a_part_for_every_seed_and_column():
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
 def test_table_file_fits_its_experiments(file):
     """Every setting takes effect, the paper's numbers fit, the first line runs the file."""
-    table = config.load_table(file)
+    table = tables.load_table(file)
     seeds = [
         {spec.seed for spec in part.experiment.stages() if spec.name != "teacher"}
         for part in tables.parts(table, 2, config.load_experiment)
@@ -226,6 +226,6 @@ PAPER = {  # The supplement's tables: a first and a last number of each.
 
 @pytest.mark.parametrize("name", PAPER)
 def test_paper_numbers_are_the_papers(name):
-    table = config.load_table(config.GIN_FOLDER / "tables" / f"{name}_paper.gin")
+    table = tables.load_table(config.GIN_FOLDER / "tables" / f"{name}_paper.gin")
     for method, place, number in PAPER[name]:
         assert table.paper[method][place] == number

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from refilled_tf.common.errors import InputError
-from refilled_tf.experiment.recipe import Recipe
+from refilled_tf.data.recipe import Recipe
 
 
 def _rates(recipe, steps_per_epoch):
