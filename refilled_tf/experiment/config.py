@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import pkgutil
 import re
 import tempfile
 from collections.abc import Sequence
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import gin
 
+from refilled_tf import data, few_shot, models, objectives
 from refilled_tf.common.errors import (
     InputError,
     alternatives,
@@ -18,53 +21,21 @@ from refilled_tf.common.errors import (
     one_line,
     require,
 )
-
-# Importing a module registers what gin files may name.
-from refilled_tf.data import image_folder, sources, splits, task, unlabelled  # noqa: F401
+from refilled_tf.data import task
 from refilled_tf.experiment import experiment as experiments
-from refilled_tf.few_shot import (  # noqa: F401
-    feat,
-    fine_tune,
-    maml,
-    nearest_neighbor,
-    protonet,
-    refilled,
-    svm,
-)
-from refilled_tf.models import (  # noqa: F401
-    convnet,
-    efficientnet_lite,
-    embedding_files,
-    from_weights,
-    keras_files,
-    mobilenet,
-    onnx_files,
-    resnet,
-    resnet12,
-    wide_resnet,
-)
-from refilled_tf.objectives import (  # noqa: F401
-    attention,
-    cross_entropy,
-    distillation,
-    fitnet,
-    joint,
-    local,
-    nst,
-    pretrained,
-    probe,
-    refit,
-    regression,
-    relationship,
-    rkd,
-    similarity,
-    vid,
-)
+
+# The rooms whose modules hold what gin files may name. Importing a module registers it.
+REGISTERED = (data, few_shot, models, objectives)
+for _room in REGISTERED:
+    for _module in pkgutil.iter_modules(_room.__path__, f"{_room.__name__}."):
+        importlib.import_module(_module.name)
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # In the package where it is installed, beside it in a checkout.
 GIN_FOLDER = next(f / "gin" for f in (_PACKAGE, _PACKAGE.parent) if (f / "gin").is_dir())
 OPERATIVE = "operative_config.gin"
+# What gin and the classes that it builds raise; an ImportError comes of `import` in a gin file.
+REFUSALS = (ValueError, TypeError, SyntaxError, OSError, RuntimeError, ImportError, InputError)
 
 # So that "gin/quickstart.gin" and "quickstart.gin" are found from anywhere.
 for _place in (GIN_FOLDER, GIN_FOLDER.parent):
@@ -186,7 +157,15 @@ def build(kind: type, files: Sequence[str | Path], params: Sequence[str]):
     try:
         gin.parse_config_files_and_bindings([str(path) for path in files], list(params))
         return gin.get_configurable(kind)()
-    except (ValueError, TypeError, SyntaxError, OSError, RuntimeError, InputError) as error:
+    except (
+        ValueError,
+        TypeError,
+        SyntaxError,
+        OSError,
+        RuntimeError,
+        ImportError,
+        InputError,
+    ) as error:
         # gin appends where the error happened on further lines; the first one says what.
         first, *places = str(error).strip().splitlines()
         if isinstance(error, InputError):

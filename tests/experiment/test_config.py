@@ -421,3 +421,42 @@ def test_word_without_quotes_is_told_how_to_type(param, message):
 )
 def test_what_needs_no_quotes_is_taken(param):
     config.require_quotes([param])
+
+
+METHOD = """
+import dataclasses
+
+import gin
+
+from refilled_tf.objectives.cross_entropy import CrossEntropy
+
+
+@gin.register
+@dataclasses.dataclass(frozen=True)
+class OfMine(CrossEntropy):
+    strength: float = 1.0
+"""
+
+
+def test_modules_of_ones_own_are_imported_by_gin_files(tmp_path, monkeypatch):
+    """And by the operative config, from which a work_dir is loaded again."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "of_mine.py").write_text(METHOD)
+    (tmp_path / "mine.gin").write_text(
+        "import of_mine\ninclude 'quickstart.gin'\nstudent/Stage.objective = @OfMine()\n"
+        "student/OfMine.strength = 2.0"
+    )
+    spec = config.load_experiment(["mine.gin"])
+    (tmp_path / config.OPERATIVE).write_text(config.operative_config())
+    again = config.load_work_dir(tmp_path)
+    assert spec == again
+    assert (
+        next(stage for stage in again.stages() if stage.name == "student").objective.strength == 2
+    )
+
+
+def test_module_that_is_not_there_is_named(tmp_path):
+    (tmp_path / "mine.gin").write_text("import of_mime\ninclude 'quickstart.gin'")
+    with pytest.raises(InputError, match=r"^gin: No module named 'of_mime' \(In file .*line 1"):
+        config.load_experiment([tmp_path / "mine.gin"])
