@@ -33,7 +33,8 @@ from refilled_tf.data import batches, task
 from refilled_tf.data.batches import Views
 from refilled_tf.data.task import TaskData
 from refilled_tf.experiment import config, experiment, teacher_cache
-from refilled_tf.experiment.stage import Run, Stage, TeacherCache
+from refilled_tf.experiment.run import Run
+from refilled_tf.experiment.stage import Stage, TeacherCache
 from refilled_tf.models import networks
 from refilled_tf.objectives.base import Learner
 

@@ -17,7 +17,7 @@ from refilled_tf.common.errors import require
 from refilled_tf.data.task import read_index, select
 from refilled_tf.experiment import config, experiment
 from refilled_tf.experiment.experiment import Experiment
-from refilled_tf.experiment.stage import Run
+from refilled_tf.experiment.run import Run
 
 EXAMPLE_FILES = config.GIN_FOLDER / "data/example_files.gin"
 

@@ -14,9 +14,9 @@ from refilled_tf.common.errors import require
 from refilled_tf.data import batches, episodes, task
 from refilled_tf.data.episodes import Tasks
 from refilled_tf.data.task import Examples, TaskData
-from refilled_tf.experiment import config, training
-from refilled_tf.experiment import stage as stages
-from refilled_tf.experiment.stage import Run, Stage
+from refilled_tf.experiment import config, loading, training
+from refilled_tf.experiment.run import Run, check_folder
+from refilled_tf.experiment.stage import Stage
 from refilled_tf.experiment.trials import Trials
 from refilled_tf.few_shot.base import labels_of
 from refilled_tf.models import networks
@@ -81,8 +81,8 @@ def load(
     )
     finished = {stage.name for stage in experiment.stages() if where.is_finished(stage)}
     stage = choose_stage(experiment.stages(), finished, stage_name, rows)
-    stages.check_folder(stage, where)
-    network = stages.load_network(stage, where)
+    check_folder(stage, where)
+    network = loading.load_network(stage, where)
     result = storage.read_json(where.folder(stage) / "result.json")
     taken = _at_image_size(stage.task)
     data = task.load(taken, data_dir)
@@ -123,7 +123,7 @@ def learn(row: Trials, number: int, where: Run) -> Trained:
     Raises:
         InputError: the row is unfinished, has no such task, or makes no network of it.
     """
-    stages.check_folder(row, where)
+    check_folder(row, where)
     learner, known = row.chosen(where), row.networks(where)
     test = dataclasses.replace(row.test, task=_at_image_size(row.test.task))
     pool, tasks = test.pool(where.data_dir), test.tasks(row.shots, where.data_dir)

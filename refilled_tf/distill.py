@@ -40,7 +40,8 @@ from refilled_tf.data.task import Selection, Task, read_index, select
 from refilled_tf.experiment import config, experiment, predictions
 from refilled_tf.experiment.experiment import Experiment
 from refilled_tf.experiment.launch import launch, prepare
-from refilled_tf.experiment.stage import Run, untrained_network
+from refilled_tf.experiment.loading import untrained_network
+from refilled_tf.experiment.run import Run
 from refilled_tf.own_images import (
     candidates,
     distill_config,

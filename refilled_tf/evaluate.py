@@ -17,7 +17,8 @@ from absl import flags
 from refilled_tf.common.entry import run_main
 from refilled_tf.common.errors import require
 from refilled_tf.data import task
-from refilled_tf.experiment import config, stage, training
+from refilled_tf.experiment import config, loading, stage, training
+from refilled_tf.experiment.run import Run, check_folder
 from refilled_tf.reporting import report
 
 FLAGS = flags.FLAGS
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> None:
     work_dir = Path(FLAGS.work_dir)
     spec = config.load_work_dir(work_dir)
     data_dir = FLAGS.data_dir or spec.data_dir
-    where = stage.Run(work_dir, data_dir, tf.distribute.get_strategy())
+    where = Run(work_dir, data_dir, tf.distribute.get_strategy())
     known = {each.name: each for each in spec.stages()}
     unknown = [name for name in FLAGS.stage if name not in known]
     require(not unknown, f"--stage={unknown} is not a stage here; there are {', '.join(known)}")
@@ -64,7 +65,7 @@ def main(argv: list[str]) -> None:
         evaluate(known[name], where, FLAGS.split)
 
 
-def evaluate(each: stage.Stage, where: stage.Run, split: str) -> None:
+def evaluate(each: stage.Stage, where: Run, split: str) -> None:
     """Prints a stage's scores and, for a classifier, saves its confusion matrix beside it.
 
     Args:
@@ -75,7 +76,7 @@ def evaluate(each: stage.Stage, where: stage.Run, split: str) -> None:
     Raises:
         InputError: the stage is unfinished, unreadable or made by other settings.
     """
-    stage.check_folder(each, where)
+    check_folder(each, where)
     data = task.load(each.task, where.data_dir)
     labels, kind = (
         (data.test.labels, data.scored_on) if split == "test" else (data.train.labels, "training")
@@ -85,7 +86,7 @@ def evaluate(each: stage.Stage, where: stage.Run, split: str) -> None:
         quality = training.score(each, where, data)["embedding"]
         print("  ".join(f"{name} {100 * x:.2f}" for name, x in quality.items()))
         return
-    predictions = np.argmax(stage.outputs(each, where, each.task, split)["logits"], axis=-1)
+    predictions = np.argmax(loading.outputs(each, where, each.task, split)["logits"], axis=-1)
     accuracy = 100 * np.mean(predictions == labels)
     print(f"accuracy {accuracy:.2f}")
     print(report.per_class_accuracy(labels, predictions, data.class_names))

@@ -26,7 +26,8 @@ from refilled_tf.common.entry import run_main
 from refilled_tf.common.errors import require
 from refilled_tf.data import resizing, task
 from refilled_tf.data.task import Examples
-from refilled_tf.experiment import config, stage
+from refilled_tf.experiment import config, loading, stage
+from refilled_tf.experiment.run import Run, check_folder
 from refilled_tf.losses.kd import kd
 from refilled_tf.losses.local import local_kl
 from refilled_tf.models import networks
@@ -186,15 +187,13 @@ def main(argv: list[str]) -> None:
     """Measures, draws and judges."""
     require(len(argv) == 1, f"unexpected argument {argv[1:]}; every option is a --flag")
     spec = config.load_work_dir(Path(FLAGS.work_dir))
-    where = stage.Run(
-        Path(FLAGS.work_dir), FLAGS.data_dir or spec.data_dir, tf.distribute.get_strategy()
-    )
+    where = Run(Path(FLAGS.work_dir), FLAGS.data_dir or spec.data_dir, tf.distribute.get_strategy())
     taught = next((each for each in spec.stages() if each.name == "teacher"), None)
     require(taught is not None, f"--work_dir={FLAGS.work_dir} has no stage 'teacher'")
     require(
         taught.objective.classifies, f"--work_dir={FLAGS.work_dir}: the teacher is no classifier"
     )
-    stage.check_folder(taught, where)
+    check_folder(taught, where)
     folder = Path(FLAGS.output_dir)
     print(reproduce(taught, where, folder, FLAGS.seeds, FLAGS.sizes, FLAGS.batch_size))
     print(f"Picture {folder / 'figure1.png'}, numbers {folder / 'figure1.csv'}")
@@ -202,7 +201,7 @@ def main(argv: list[str]) -> None:
 
 def reproduce(
     taught: stage.Stage,
-    where: stage.Run,
+    where: Run,
     folder: Path,
     seeds: int = 10,
     sizes: int = 10,
@@ -224,7 +223,7 @@ def reproduce(
     Raises:
         InputError: the smallest tasks have too few images.
     """
-    teacher = stage.load_network(taught, where)
+    teacher = loading.load_network(taught, where)
     data = task.load(taught.task, where.data_dir)
     smallest = round(len(data.class_names) / sizes)
     require(

@@ -24,7 +24,8 @@ from refilled_tf.common import storage
 from refilled_tf.common.entry import command_line, run_main
 from refilled_tf.common.errors import InputError, OutOfTimeError, require
 from refilled_tf.experiment import config, experiment
-from refilled_tf.experiment.stage import Run, Stage
+from refilled_tf.experiment.run import Run
+from refilled_tf.experiment.stage import Stage
 from refilled_tf.reporting import pages, pictures, tables
 from refilled_tf.reporting.forecast import Forecast
 

@@ -12,7 +12,7 @@ import tiny
 
 from refilled_tf import figure1
 from refilled_tf.data.task import load
-from refilled_tf.experiment import stage as stages
+from refilled_tf.experiment import loading
 from refilled_tf.figure1 import Measurement
 from refilled_tf.models import networks
 
@@ -75,7 +75,7 @@ def test_verdict_follows_the_numbers(kd, lkd, said):
 def test_a_task_is_drawn_by_its_seed_and_its_size(run):
     stage = tiny.teacher()
     data = load(stage.task).train
-    teacher = stages.load_network(stage, run)
+    teacher = loading.load_network(stage, run)
     tf.keras.utils.set_random_seed(0)
     student = networks.embedding_network(stage.backbone, 8)
     first, again, other = (

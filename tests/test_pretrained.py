@@ -16,7 +16,14 @@ import tiny
 from refilled_tf.common.errors import InputError
 from refilled_tf.data import batches
 from refilled_tf.data.task import Examples, Task
-from refilled_tf.experiment import config, experiment, stage, teacher_cache, training
+from refilled_tf.experiment import (
+    checks,
+    config,
+    experiment,
+    loading,
+    teacher_cache,
+    training,
+)
 from refilled_tf.experiment.stage import Stage, TeacherCache
 from refilled_tf.models import networks
 from refilled_tf.models.embedding_files import EmbeddingFile
@@ -79,11 +86,11 @@ def test_trusted_code_is_loaded_from_its_stage(tmp_path):
 
 def test_import_is_a_finished_stage(network, file, tmp_path):
     run, spec = tiny.run_in(tmp_path), _teacher(file)
-    stage.check(spec, run)
+    checks.check(spec, run)
     result = training.train(spec, run)
     assert run.is_finished(spec)
     images = training.load(TASK, None).test.images.astype(np.float32)
-    loaded = stage.load_network(spec, run)
+    loaded = loading.load_network(spec, run)
     np.testing.assert_allclose(loaded(images)["embedding"], _embeddings(network, images), atol=1e-4)
     # 5·5·6 numbers; weights of the convolution alone train.
     assert loaded.output_shape == {"embedding": (None, 150)}
@@ -103,20 +110,20 @@ def test_a_changed_file_is_refused(network, tmp_path):
     with pytest.raises(InputError, match=r"KerasFile.content = '\w+' there, '\w+' now"):
         training.train(changed, run)
     with pytest.raises(InputError, match="parent teacher"):
-        stage.check(tiny.first(teacher=changed, task=TASK), run)
+        checks.check(tiny.first(teacher=changed, task=TASK), run)
 
 
 def test_a_wrong_layer_is_refused_before_anything_is_written(file, tmp_path):
     spec = _teacher(file, backbone=KerasFile(str(file), layer="avg"))
     with pytest.raises(InputError, match="candidates: top, flat, conv"):
-        stage.check(spec, tiny.run_in(tmp_path / "work"))
+        checks.check(spec, tiny.run_in(tmp_path / "work"))
     assert not (tmp_path / "work").exists()
 
 
 def test_kd_wants_a_teacher_that_classifies(file, tmp_path):
     spec = tiny.first(objective=Distillation(kd_weight=1.0), teacher=_teacher(file), task=TASK)
     with pytest.raises(InputError, match="learnt the student's classes"):
-        stage.check(spec, tiny.run_in(tmp_path))
+        checks.check(spec, tiny.run_in(tmp_path))
 
 
 # ---- the same crop at two resolutions ------------------------------------------------------
@@ -211,7 +218,7 @@ def _two_stages(run, teacher, task, suffix, **options):
     )
     logs = {}
     for spec in (first, second):
-        stage.check(spec, run)
+        checks.check(spec, run)
         result = training.train(spec, run)
         logs |= {f"{spec.objective} {k}": v for k, v in result["training"].items()}
     return logs, tiny.saved_weights(run.work_dir, second.name)
@@ -253,7 +260,7 @@ def test_archive_that_misses_images_is_refused_before_training(tmp_path):
     run = tiny.run_in(tmp_path / "work")
     for spec in (teacher, tiny.first(teacher=teacher, task=TASK)):
         with pytest.raises(InputError, match=r"t\.npz misses \d+ of \d+ images: \d{4}, \d{4}, "):
-            stage.check(spec, run)
+            checks.check(spec, run)
     # It has the one view that it has.
     spec = tiny.first(teacher=teacher, teacher_cache=TeacherCache(2))
     assert spec.teacher_cache == TeacherCache(1, augmented=False)
@@ -283,7 +290,7 @@ def test_onnx_teaches_as_its_keras_twin(graph, file, tmp_path, devices, views):
         teacher = _teacher(file, name=f"{name}_teacher", task=task, backbone=backbone)
         spec = tiny.first(name=name, teacher=teacher, task=task, teacher_cache=TeacherCache(views))
         for each in (teacher, spec):
-            stage.check(each, run)
+            checks.check(each, run)
             training.train(each, run)
         weights.append(tiny.saved_weights(tmp_path, name))
     # Outputs that differ by a rounding may differ by one of float16 in the cache.
@@ -335,7 +342,7 @@ def test_onnx_stage_saves_no_network_and_a_changed_file_is_refused(graph, networ
     onnx_graphs.export(tf.keras.models.clone_model(network), file)
     changed = _teacher(file, backbone=OnnxFile(str(file), preprocessing="tf"))
     with pytest.raises(InputError, match=r"OnnxFile.content = '\w+' there, '\w+' now"):
-        stage.check(changed, run)
+        checks.check(changed, run)
 
 
 def test_cache_is_of_the_graph_that_was_asked(graph, tmp_path):
@@ -351,7 +358,7 @@ def test_cache_is_of_the_graph_that_was_asked(graph, tmp_path):
 def test_an_onnx_network_is_not_to_be_trained(graph, file, tmp_path):
     spec = tiny.second(backbone=graph, start=None, teacher=_teacher(file), task=TASK)
     with pytest.raises(InputError, match="is to train a network of OnnxFile, which has no weights"):
-        stage.check(spec, tiny.run_in(tmp_path))
+        checks.check(spec, tiny.run_in(tmp_path))
 
 
 # ---- several teachers ----------------------------------------------------------------------
@@ -390,7 +397,7 @@ def test_several_teachers_train_as_their_embeddings(network, file, tmp_path, vie
         spec = tiny.first(
             name=name, teacher=teachers, task=task, objective=objective, teacher_cache=cache
         )
-        stage.check(spec, run)
+        checks.check(spec, run)
         training.train(spec, run)
         trained.append(np.concatenate([w.ravel() for w in tiny.saved_weights(tmp_path, name)]))
     np.testing.assert_allclose(trained[0], trained[1], atol=2e-3)  # cached outputs are float16

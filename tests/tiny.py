@@ -21,7 +21,8 @@ from refilled_tf.data.sources import Digits
 from refilled_tf.data.splits import AlphabeticalHalves
 from refilled_tf.data.task import Data, Task
 from refilled_tf.experiment import experiment, training
-from refilled_tf.experiment.stage import Run, Stage
+from refilled_tf.experiment.run import Run
+from refilled_tf.experiment.stage import Stage
 from refilled_tf.objectives.cross_entropy import CrossEntropy
 from refilled_tf.objectives.local import LocalDistillation
 from refilled_tf.objectives.relationship import RelationshipMatching

@@ -26,6 +26,7 @@ import gin
 import numpy as np
 import tensorflow as tf
 
+from refilled_tf.common import settings
 from refilled_tf.common.errors import SHOWN, InputError, gin_param, listed, require, require_choice
 from refilled_tf.data import pixels
 from refilled_tf.data.resizing import to_square
@@ -125,9 +126,11 @@ class ImageFolder:
             not.
     """
 
-    folder: str
+    folder: str = dataclasses.field(metadata=settings.NEVER)
     on_crossing: Literal["error", "train"] = "error"
-    on_conflict: Literal["error", "skip"] = "error"
+    on_conflict: Literal["error", "skip"] = dataclasses.field(
+        default="error", metadata=settings.IF_SET
+    )
     content: str = dataclasses.field(init=False)
 
     def __post_init__(self):

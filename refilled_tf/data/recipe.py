@@ -8,6 +8,7 @@ from typing import Literal
 import gin
 import tensorflow as tf
 
+from refilled_tf.common import settings
 from refilled_tf.common.errors import (
     require,
     require_choice,
@@ -49,11 +50,11 @@ class Recipe:
     """
 
     epochs: int = 200
-    steps: int | None = None
+    steps: int | None = dataclasses.field(default=None, metadata=settings.IF_SET)
     cycles: int = 1
     batch_size: int = 128
-    unlabelled_share: float = 0.75
-    mixup: float = 0.0
+    unlabelled_share: float = dataclasses.field(default=0.75, metadata=settings.IF_SET)
+    mixup: float = dataclasses.field(default=0.0, metadata=settings.IF_SET)
     classes_per_batch: int | None = None
     learning_rate: float = 0.1
     embedding_rate: float = 1.0

@@ -23,7 +23,7 @@ import sklearn.datasets
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from refilled_tf.common import storage
+from refilled_tf.common import settings, storage
 from refilled_tf.common.errors import InputError, require
 from refilled_tf.common.quiet import muted
 
@@ -281,8 +281,8 @@ class ExampleFiles:
             are not.
     """
 
-    train: tuple[str, ...]
-    test: tuple[str, ...]
+    train: tuple[str, ...] = dataclasses.field(metadata=settings.NEVER)
+    test: tuple[str, ...] = dataclasses.field(metadata=settings.NEVER)
     content: str = dataclasses.field(init=False)
 
     def __post_init__(self):

@@ -11,6 +11,7 @@ import gin
 import numpy as np
 from absl import logging
 
+from refilled_tf.common import settings
 from refilled_tf.common.errors import (
     SHOWN,
     InputError,
@@ -89,11 +90,13 @@ class Data:
     split_seed: int = 0
     image_size: int = 224
     load_size: int = 256
-    view_size: int | None = None
-    min_crop: float | None = None
+    view_size: int | None = dataclasses.field(default=None, metadata=settings.IF_SET)
+    min_crop: float | None = dataclasses.field(default=None, metadata=settings.IF_SET)
     pad: int = 0
     flip: bool = True
-    on_corrupt: Literal["error", "skip"] = "error"
+    on_corrupt: Literal["error", "skip"] = dataclasses.field(
+        default="error", metadata=settings.NEVER
+    )
 
     def __post_init__(self):
         require_built("Data.source", self.source, Source, "@ImageFolder()")
@@ -151,7 +154,7 @@ class Task:
     role: str
     images_per_class: int | None = None
     holdout: float = 0.0
-    unlabelled: tuple[Task | Source, ...] = ()
+    unlabelled: tuple[Task | Source, ...] = dataclasses.field(default=(), metadata=settings.IF_SET)
 
     def __post_init__(self):
         require_built(f"{self.role}.data", self.data, Data, "@Data()")

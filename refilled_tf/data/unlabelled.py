@@ -21,6 +21,7 @@ import gin
 import numpy as np
 from absl import logging
 
+from refilled_tf.common import settings
 from refilled_tf.common.errors import InputError, require
 from refilled_tf.data import image_folder, pixels
 from refilled_tf.data.sources import Index, Source
@@ -55,7 +56,7 @@ class PhotoFolder:
             is not.
     """
 
-    folder: str
+    folder: str = dataclasses.field(metadata=settings.NEVER)
     content: str = dataclasses.field(init=False)
 
     def __post_init__(self):

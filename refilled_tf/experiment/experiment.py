@@ -20,10 +20,10 @@ from refilled_tf.common import stack, storage
 from refilled_tf.common.errors import require, require_built, require_choice
 from refilled_tf.data import unlabelled
 from refilled_tf.data.task import Task, load
-from refilled_tf.experiment import stage as stages
-from refilled_tf.experiment import training
+from refilled_tf.experiment import checks, training
 from refilled_tf.experiment.probe_row import Probe
-from refilled_tf.experiment.stage import Run, Stage
+from refilled_tf.experiment.run import Run
+from refilled_tf.experiment.stage import Stage
 from refilled_tf.experiment.trials import Trials
 
 RESULTS_SCHEMA = 1
@@ -106,7 +106,7 @@ def check(experiment: Experiment, where: Run) -> None:
         InputError: see `stage.check` and, of what is not finished, `data.task.load`.
     """
     for stage in experiment.stages():
-        stages.check(stage, where)
+        checks.check(stage, where)
     for row in experiment.rows:
         if isinstance(row, Trials | Probe):
             row.check(where)

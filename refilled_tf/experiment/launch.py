@@ -10,7 +10,7 @@ from refilled_tf.common import storage
 from refilled_tf.common.errors import require
 from refilled_tf.experiment import config, experiment
 from refilled_tf.experiment.experiment import Experiment
-from refilled_tf.experiment.stage import Run
+from refilled_tf.experiment.run import Run
 
 
 def launch(

@@ -9,11 +9,14 @@ from typing import Any
 import gin
 import numpy as np
 
-from refilled_tf.common import storage
+from refilled_tf.common import settings, storage
 from refilled_tf.common.errors import require, require_built, require_name
+from refilled_tf.common.settings import settings_of
 from refilled_tf.data.task import Task, load, read_index, select
 from refilled_tf.evaluation import embedding
-from refilled_tf.experiment.stage import Run, Stage, check_folder, outputs, settings_of, write_facts
+from refilled_tf.experiment.loading import outputs
+from refilled_tf.experiment.run import Run, check_folder, write_facts
+from refilled_tf.experiment.stage import Stage
 
 CLASSIFIERS = {
     "1nn": embedding.nearest_neighbor_accuracy,
@@ -36,9 +39,9 @@ class Probe:
     """
 
     name: str
-    method: str
+    method: str = dataclasses.field(metadata=settings.NEVER)
     task: Task
-    teacher: Stage
+    teacher: Stage = dataclasses.field(metadata=settings.PARENT)
     classifier: str
     seed: int = 0
 

@@ -24,9 +24,12 @@ from tqdm import tqdm
 from refilled_tf.common import storage
 from refilled_tf.common.errors import InputError, require
 from refilled_tf.common.progress import bar_interval
+from refilled_tf.common.settings import differences
 from refilled_tf.data import batches, resizing
 from refilled_tf.data.task import Data, Examples, Images
-from refilled_tf.experiment.stage import Run, Stage, TeacherCache, differences, load_network
+from refilled_tf.experiment.loading import load_network
+from refilled_tf.experiment.run import Run
+from refilled_tf.experiment.stage import Stage, TeacherCache
 from refilled_tf.models import networks
 from refilled_tf.models.embedding_files import EmbeddingFile
 from refilled_tf.models.onnx_files import OnnxLayer

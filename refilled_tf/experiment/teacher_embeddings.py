@@ -7,7 +7,9 @@ import numpy as np
 from refilled_tf.data import batches
 from refilled_tf.data.task import Examples, TaskData
 from refilled_tf.experiment import teacher_cache
-from refilled_tf.experiment.stage import Run, Stage, load_network, outputs
+from refilled_tf.experiment.loading import load_network, outputs
+from refilled_tf.experiment.run import Run
+from refilled_tf.experiment.stage import Stage
 from refilled_tf.models import networks
 from refilled_tf.models.embedding_files import EmbeddingFile
 from refilled_tf.objectives.base import TeacherEmbeddings

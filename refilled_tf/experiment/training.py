@@ -24,16 +24,9 @@ from refilled_tf.data.task import Examples, TaskData, load
 from refilled_tf.evaluation import linear_probe
 from refilled_tf.evaluation.embedding import embedding_quality
 from refilled_tf.experiment import predictions, teacher_cache
-from refilled_tf.experiment.stage import (
-    Run,
-    Stage,
-    check_folder,
-    load_network,
-    outputs,
-    read_history,
-    recorded_versions,
-    write_facts,
-)
+from refilled_tf.experiment.loading import load_network, outputs, read_history
+from refilled_tf.experiment.run import Run, check_folder, recorded_versions, write_facts
+from refilled_tf.experiment.stage import Stage
 from refilled_tf.experiment.teacher_embeddings import teacher_embeddings
 from refilled_tf.few_shot.base import Networks
 from refilled_tf.models import networks

@@ -13,19 +13,13 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from refilled_tf.common import storage
+from refilled_tf.common import settings, storage
 from refilled_tf.common.errors import require, require_built, require_name
+from refilled_tf.common.settings import settings_of
 from refilled_tf.data.task import Task
-from refilled_tf.experiment.stage import (
-    Run,
-    Stage,
-    check_folder,
-    load_head,
-    load_network,
-    settings_of,
-    untrained_network,
-    write_facts,
-)
+from refilled_tf.experiment.loading import load_head, load_network, untrained_network
+from refilled_tf.experiment.run import Run, check_folder, write_facts
+from refilled_tf.experiment.stage import Stage
 from refilled_tf.few_shot.base import Learner, Networks, Pool, Protocol
 
 
@@ -47,13 +41,13 @@ class Trials:
     """
 
     name: str
-    method: str
+    method: str = dataclasses.field(metadata=settings.NEVER)
     shots: int
     learner: Learner
-    network: Stage
-    teacher: Stage | None
-    test: Protocol
-    validation: Protocol
+    network: Stage = dataclasses.field(metadata=settings.PARENT)
+    teacher: Stage | None = dataclasses.field(metadata=settings.PARENT)
+    test: Protocol = dataclasses.field(metadata=settings.prefixed("test "))
+    validation: Protocol = dataclasses.field(metadata=settings.prefixed("validation "))
 
     def __post_init__(self):
         require_name("trials.name", self.name)

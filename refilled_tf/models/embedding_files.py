@@ -11,6 +11,7 @@ import gin
 import numpy as np
 import tensorflow as tf
 
+from refilled_tf.common import settings
 from refilled_tf.common.errors import InputError, require
 from refilled_tf.models.keras_files import content_hash
 
@@ -29,7 +30,7 @@ class EmbeddingFile:
         content: its hash, which is part of a stage's settings where the path is not.
     """
 
-    file: str
+    file: str = dataclasses.field(metadata=settings.NEVER)
     content: str = dataclasses.field(init=False)
 
     def __post_init__(self):

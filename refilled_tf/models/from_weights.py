@@ -9,6 +9,7 @@ import gin
 import numpy as np
 import tensorflow as tf
 
+from refilled_tf.common import settings
 from refilled_tf.common.errors import InputError, one_line, require, require_built
 from refilled_tf.common.stack import load_keras
 from refilled_tf.models import keras_files
@@ -31,7 +32,7 @@ class FromWeights:
     """
 
     network: Backbone
-    weights: str
+    weights: str = dataclasses.field(metadata=settings.NEVER)
     content: str = dataclasses.field(init=False)
 
     def __post_init__(self):

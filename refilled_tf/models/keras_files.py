@@ -22,7 +22,7 @@ import gin
 import numpy as np
 import tensorflow as tf
 
-from refilled_tf.common import storage
+from refilled_tf.common import settings, storage
 from refilled_tf.common.errors import InputError, listed, one_line, require, require_choice
 from refilled_tf.common.quiet import muted
 from refilled_tf.common.stack import load_keras
@@ -60,10 +60,10 @@ class KerasFile:
         content: hash of the file, which is part of a stage's settings where the path is not.
     """
 
-    file: str
+    file: str = dataclasses.field(metadata=settings.NEVER)
     layer: str | None = None
     preprocessing: Preprocessing = "none"
-    trusted: bool = False
+    trusted: bool = dataclasses.field(default=False, metadata=settings.NEVER)
     content: str = dataclasses.field(init=False)
 
     def __post_init__(self):
@@ -108,7 +108,7 @@ class Application:
     """
 
     name: str
-    weights: str | None = None
+    weights: str | None = dataclasses.field(default=None, metadata=settings.NEVER)
     layer: str | None = None
     input_size: int | None = None
     content: str | None = dataclasses.field(init=False)

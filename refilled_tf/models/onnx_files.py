@@ -15,6 +15,7 @@ import gin
 import numpy as np
 import tensorflow as tf
 
+from refilled_tf.common import settings
 from refilled_tf.common.errors import InputError, one_line, require
 from refilled_tf.data.resizing import resized
 from refilled_tf.models import keras_files
@@ -47,7 +48,7 @@ class OnnxFile:
         content: hash of the file, which is part of a stage's settings where the path is not.
     """
 
-    file: str
+    file: str = dataclasses.field(metadata=settings.NEVER)
     layer: str | None = None
     preprocessing: Literal["none", "tf", "torch", "caffe", "clip"] | None = None
     layout: Literal["NCHW", "NHWC"] | None = None

@@ -9,6 +9,7 @@ import gin
 import numpy as np
 import tensorflow as tf
 
+from refilled_tf.common import settings
 from refilled_tf.common.errors import require_choice, require_not_negative, require_positive
 from refilled_tf.losses.local import class_centers, decayed_weight, local_kl
 from refilled_tf.models import networks
@@ -53,7 +54,9 @@ class LocalDistillation(Objective):
     tau_teacher: float | tuple[float, ...] = 2.0
     tau_student: float = 1.0
     centers: Literal["batch", "global"] = "batch"
-    teacher_weights: tuple[float, ...] | None = None
+    teacher_weights: tuple[float, ...] | None = dataclasses.field(
+        default=None, metadata=settings.IF_SET
+    )
 
     def __post_init__(self):
         take_each(self)

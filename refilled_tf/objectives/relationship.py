@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import gin
 import tensorflow as tf
 
+from refilled_tf.common import settings
 from refilled_tf.common.errors import (
     require,
     require_choice,
@@ -52,8 +53,10 @@ class RelationshipMatching(Objective):
     tau_student: float = 1.0
     fallback: Literal["skip", "farthest"] = "skip"
     margin: float = 0.2
-    teacher_weights: tuple[float, ...] | None = None
-    neighbors: int = 0
+    teacher_weights: tuple[float, ...] | None = dataclasses.field(
+        default=None, metadata=settings.IF_SET
+    )
+    neighbors: int = dataclasses.field(default=0, metadata=settings.IF_SET)
 
     def __post_init__(self):
         require_whole("RelationshipMatching.neighbors", self.neighbors, least=0)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from refilled_tf.common.errors import require
+from refilled_tf.common.settings import is_unset
 from refilled_tf.data.image_folder import ImageFolder
 from refilled_tf.data.sources import Source
 from refilled_tf.data.splits import SharedClasses
 from refilled_tf.data.task import Data, Task, student
 from refilled_tf.experiment import config
-from refilled_tf.experiment.stage import LISTED_IF_SET
 from refilled_tf.models import networks
 from refilled_tf.own_images import candidates, pools, students, teachers, tuning
 
@@ -225,10 +225,7 @@ def _source_lines(source: Source) -> list[str]:
         for field in dataclasses.fields(source)
         if field.init
         # A gin file from before there was such an option is still what would be written.
-        and (
-            f"{kind}.{field.name}" not in LISTED_IF_SET
-            or getattr(source, field.name) != field.default
-        )
+        and not is_unset(field, getattr(source, field.name))
     }
     return [
         f"Data.source = @{kind}()",

@@ -15,9 +15,8 @@ from refilled_tf.common import storage
 from refilled_tf.common.errors import require
 from refilled_tf.data.image_folder import ImageFolder
 from refilled_tf.data.sources import Source
-from refilled_tf.experiment import stage as stages
 from refilled_tf.experiment.experiment import Experiment
-from refilled_tf.experiment.stage import Run
+from refilled_tf.experiment.run import Run, differing_settings
 
 IMAGES = "images.json"
 PREVIOUS = "previous"
@@ -35,7 +34,7 @@ def outdated(spec: Experiment, where: Run) -> Outdated:
     """
     found = {}
     for named in spec.specs():
-        if differing := stages.differing_settings(named, where):
+        if differing := differing_settings(named, where):
             found[where.folder(named)] = differing
     return found
 

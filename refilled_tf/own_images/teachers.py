@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from refilled_tf.common.errors import InputError, require
 from refilled_tf.experiment import config
-from refilled_tf.experiment.stage import Run
+from refilled_tf.experiment.run import Run
 from refilled_tf.models.embedding_files import EmbeddingFile
 from refilled_tf.models.keras_files import Application, KerasFile
 from refilled_tf.models.onnx_files import OnnxFile

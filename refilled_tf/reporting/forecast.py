@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from refilled_tf.common import storage
 from refilled_tf.data.task import read_index, select
 from refilled_tf.experiment import experiment
-from refilled_tf.experiment.stage import Run, Stage
+from refilled_tf.experiment.run import Run
+from refilled_tf.experiment.stage import Stage
 from refilled_tf.reporting.report import markdown
 
 

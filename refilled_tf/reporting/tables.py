@@ -17,7 +17,9 @@ from refilled_tf.common import storage
 from refilled_tf.common.errors import require
 from refilled_tf.experiment import config, predictions
 from refilled_tf.experiment.experiment import Experiment, Row
-from refilled_tf.experiment.stage import Run, Stage, untrained_network
+from refilled_tf.experiment.loading import untrained_network
+from refilled_tf.experiment.run import Run
+from refilled_tf.experiment.stage import Stage
 from refilled_tf.models.cost import Cost, cost_of
 from refilled_tf.models.embedding_files import EmbeddingFile
 from refilled_tf.models.onnx_files import OnnxFile

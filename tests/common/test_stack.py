@@ -18,7 +18,8 @@ import tiny
 
 from refilled_tf.common import stack
 from refilled_tf.common.errors import InputError
-from refilled_tf.experiment import stage, training
+from refilled_tf.experiment import loading, training
+from refilled_tf.experiment.run import check_folder, recorded_versions
 from refilled_tf.models.keras_files import KerasFile
 
 BEGUN = Path(__file__).resolve().parents[1] / "begun"
@@ -34,12 +35,12 @@ def begun(tmp_path):
 def test_digest_is_that_of_other_versions(begun, name):
     facts = json.loads((begun.folder(STAGES[name]) / "stage.json").read_text())
     assert STAGES[name].digest() == facts["digest"]
-    stage.check_folder(STAGES[name], begun)
+    check_folder(STAGES[name], begun)
 
 
 def test_stage_begun_with_other_versions_goes_on(begun, caplog):
     first = STAGES["first"]
-    (then,) = stage.recorded_versions(first, begun)
+    (then,) = recorded_versions(first, begun)
     history = begun.folder(first) / "history.csv"
     header, epoch = history.read_text().splitlines()
     with caplog.at_level(logging.WARNING, "absl"):
@@ -58,7 +59,7 @@ def test_stage_begun_with_other_versions_goes_on(begun, caplog):
     said = [record.getMessage() for record in caplog.records if "since it was made" in record.msg]
     assert len(said) == (2 if differs else 0)
     assert all(f"tensorflow {then['tensorflow']} → {now['tensorflow']}" in each for each in said)
-    assert stage.recorded_versions(first, begun) == ([then] if then == now else [then, now])
+    assert recorded_versions(first, begun) == ([then] if then == now else [then, now])
 
 
 def test_changes_by_hand(monkeypatch):
@@ -134,7 +135,7 @@ def test_what_no_version_explains_is_named_as_before(tmp_path):
 def test_stage_of_a_later_keras_is_not_to_be_deleted(begun):
     path = _rewritten(begun.folder(STAGES["teacher"]) / "model.keras", "2.99.0")
     with pytest.raises(InputError) as caught:
-        stage.load_network(STAGES["teacher"], begun)
+        loading.load_network(STAGES["teacher"], begun)
     assert str(caught.value).startswith(f"{path} was saved with Keras 2.99.0, which ")
     assert "delete" not in str(caught.value)
 

@@ -11,13 +11,13 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from refilled_tf.common import settings
 from refilled_tf.common.errors import InputError
 from refilled_tf.data.image_folder import ImageFolder, notes
 from refilled_tf.data.pixels import decode
 from refilled_tf.data.sources import decode_image
 from refilled_tf.data.splits import SharedClasses
 from refilled_tf.data.task import Data, load, select, student
-from refilled_tf.experiment import stage
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -209,9 +209,9 @@ def test_photos_of_two_classes_can_be_left_out_of_both(flat):
 
 def test_a_new_option_at_its_default_is_no_setting(flat):
     """Or a training from before there was such an option would not go on."""
-    settings = stage._flatten(ImageFolder(str(flat)))
-    assert settings.keys() == {"ImageFolder.on_crossing", "ImageFolder.content"}
-    skipping = stage._flatten(ImageFolder(str(flat), on_conflict="skip"))
+    listed = settings.flatten(ImageFolder(str(flat)))
+    assert listed.keys() == {"ImageFolder.on_crossing", "ImageFolder.content"}
+    skipping = settings.flatten(ImageFolder(str(flat), on_conflict="skip"))
     assert skipping["ImageFolder.on_conflict"] == "skip"
 
 

@@ -17,7 +17,7 @@ from refilled_tf.data.task import Task
 from refilled_tf.experiment import experiment, training
 from refilled_tf.experiment.experiment import Experiment
 from refilled_tf.experiment.probe_row import Probe
-from refilled_tf.experiment.stage import Run
+from refilled_tf.experiment.run import Run
 from refilled_tf.models.mobilenet import MobileNet
 from refilled_tf.objectives.cross_entropy import CrossEntropy
 

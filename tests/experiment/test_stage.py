@@ -16,7 +16,8 @@ import tiny
 from refilled_tf.common.errors import InputError
 from refilled_tf.data.episodes import Episodes
 from refilled_tf.data.task import Data, Task
-from refilled_tf.experiment import stage, training
+from refilled_tf.experiment import checks, loading, training
+from refilled_tf.experiment.run import Run, check_folder
 from refilled_tf.experiment.stage import Stage
 from refilled_tf.few_shot.base import Protocol, Selection
 from refilled_tf.few_shot.feat import Feat
@@ -68,14 +69,14 @@ def test_a_changed_objective_is_named_with_its_options(run):
     training.train(tiny.first(), run)
     changed = tiny.first(objective=RelationshipMatching(weight=11.0))
     with pytest.raises(InputError, match=r"RelationshipMatching\.weight = 10\.0 there, 11\.0 now"):
-        stage.check_folder(changed, run)
+        check_folder(changed, run)
 
 
 def test_a_changed_parent_is_named(run):
     # The stage's own options are the same; its teacher would be another network.
     training.train(tiny.first(), run)
     with pytest.raises(InputError, match="parent teacher = "):
-        stage.check_folder(tiny.first(teacher=tiny.teacher(seed=1)), run)
+        check_folder(tiny.first(teacher=tiny.teacher(seed=1)), run)
 
 
 def test_a_distilled_method_is_a_setting():
@@ -87,7 +88,7 @@ def test_a_distilled_method_is_a_setting():
 
 
 def test_name_in_the_table_is_no_setting(run):
-    stage.check_folder(tiny.teacher(method="Another name"), run)
+    check_folder(tiny.teacher(method="Another name"), run)
 
 
 def test_tasks_of_a_selection_do_not_hide_the_stages_own():
@@ -235,7 +236,7 @@ def test_one_of_the_workers_writes(tmp_path, jobs, task, is_chief):
     spec = tf.train.ClusterSpec({job: ["localhost:1", "localhost:2"] for job in jobs})
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(spec, "", *task)
     strategy = types.SimpleNamespace(cluster_resolver=resolver)
-    assert stage.Run(tmp_path, None, strategy).is_chief == is_chief
+    assert Run(tmp_path, None, strategy).is_chief == is_chief
 
 
 @pytest.mark.parametrize(
@@ -246,7 +247,7 @@ def test_a_worker_that_is_gone_already_fails_nobody(run, monkeypatch, error, fai
     def wait_for_all(self):
         raise error(None, None, "Socket closed")
 
-    monkeypatch.setattr(stage.Run, "wait_for_all", wait_for_all)
+    monkeypatch.setattr(Run, "wait_for_all", wait_for_all)
     with pytest.raises(error) if fails else contextlib.nullcontext():
         run.leave_together()
 
@@ -265,7 +266,7 @@ HISTORY = """epoch,loss,val_loss
 def test_history_counts_an_epoch_once_that_was_trained_again(tmp_path):
     """As after a crash between its line and its checkpoint."""
     (tmp_path / "history.csv").write_text(HISTORY)
-    history = stage.read_history(tmp_path / "history.csv")
+    history = loading.read_history(tmp_path / "history.csv")
     assert history.keys() == {"epoch", "loss"}
     np.testing.assert_array_equal(history["loss"], [4, 2, 1])
 
@@ -323,7 +324,7 @@ def test_resumed_stage_goes_on_with_its_adapter(run, finished, tmp_path):
 def _refusal(tmp_path, objective, **changes):
     """What the check says before anything, the teacher included, is trained or written."""
     with pytest.raises(InputError) as caught:
-        stage.check(tiny.first(objective=objective, **changes), tiny.run_in(tmp_path))
+        checks.check(tiny.first(objective=objective, **changes), tiny.run_in(tmp_path))
     assert not list(tmp_path.iterdir())
     message = str(caught.value)
     assert "\n" not in message
@@ -360,10 +361,10 @@ def test_kd_needs_a_teacher_of_the_students_classes(tmp_path):
     assert "'first' has the objective Distillation" in message
     assert "@SharedClasses()" in message
     same = tiny.first(objective=objective, task=Task(tiny.DATA, "teacher"))
-    stage.check(same, tiny.run_in(tmp_path))
+    checks.check(same, tiny.run_in(tmp_path))
     # Features have no classes.
     features = tiny.first(objective=Distillation(FitNet(layers=("conv",))))
-    stage.check(features, tiny.run_in(tmp_path))
+    checks.check(features, tiny.run_in(tmp_path))
 
 
 def test_images_too_small_for_the_network_are_refused(tmp_path):
@@ -382,7 +383,7 @@ def test_learner_of_a_selection_must_fit_the_network(tmp_path):
     tasks = Protocol(Task(tiny.DATA, "student"), Episodes(ways=2, queries=2, count=2))
     selection = Selection(tasks, 1, FineTune(first="block9"))
     with pytest.raises(InputError, match="no layer 'block9'"):
-        stage.check(tiny.teacher(selection=selection), tiny.run_in(tmp_path))
+        checks.check(tiny.teacher(selection=selection), tiny.run_in(tmp_path))
 
 
 def test_distillation_needs_a_teacher():

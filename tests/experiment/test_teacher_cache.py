@@ -14,10 +14,11 @@ import pytest
 import tensorflow as tf
 import tiny
 
+from refilled_tf.common import settings
 from refilled_tf.common.errors import InputError
 from refilled_tf.data import batches
 from refilled_tf.data.task import Task
-from refilled_tf.experiment import config, stage, teacher_cache, training
+from refilled_tf.experiment import config, loading, teacher_cache, training
 from refilled_tf.experiment.stage import TeacherCache
 from refilled_tf.models import networks
 from refilled_tf.objectives.base import Learner
@@ -53,7 +54,7 @@ def _pixels(spec):
 
 
 def _teacher(run, features=()):
-    return networks.with_features(stage.load_network(tiny.teacher(), run), features)
+    return networks.with_features(loading.load_network(tiny.teacher(), run), features)
 
 
 def _asked(network, pixels):
@@ -115,7 +116,7 @@ def _live(run, spec):
         student = networks.classifier(spec.backbone, 8, len(data.class_names))
     else:
         student = networks.embedding_network(spec.backbone, 8)
-    teacher = stage.load_network(tiny.teacher(), run)
+    teacher = loading.load_network(tiny.teacher(), run)
     learner = Learner(student, spec.objective, teacher, None, spec.recipe.weight_decay, steps)
     learner.compile(optimizer=spec.recipe.optimizer(steps))
     pixels, train_step = _pixels(spec), tf.function(learner.train_step)
@@ -243,7 +244,7 @@ def test_a_cache_of_other_views_is_refused(run, change, named):
 def test_a_cache_of_another_teacher_is_refused(run, monkeypatch):
     spec = tiny.first(teacher_cache=CACHE)
     folder = _built(run, spec)
-    network = stage.load_network(tiny.teacher(), run)
+    network = loading.load_network(tiny.teacher(), run)
     network.set_weights([1.01 * weight for weight in network.get_weights()])
     network.save(run.folder(tiny.teacher()) / "model.keras")
     _forbid_asking(monkeypatch)
@@ -337,7 +338,7 @@ def test_impossible_settings_are_named(bad):
 def test_the_cache_is_a_setting_of_stages_with_a_teacher():
     for make in (tiny.first, tiny.second):
         live, cached = make(), make(teacher_cache=CACHE)
-        assert stage.differences(live.settings(), cached.settings()) == (
+        assert settings.differences(live.settings(), cached.settings()) == (
             "TeacherCache.views = 0 there, 3 now"
         )
     assert tiny.teacher(teacher_cache=CACHE) == tiny.teacher()

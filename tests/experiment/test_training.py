@@ -30,7 +30,8 @@ from refilled_tf.data.recipe import Recipe
 from refilled_tf.data.sources import Digits
 from refilled_tf.data.task import Task, load, read_index
 from refilled_tf.experiment import predictions, training
-from refilled_tf.experiment.stage import TeacherCache, load_head, load_network, outputs
+from refilled_tf.experiment.loading import load_head, load_network, outputs
+from refilled_tf.experiment.stage import TeacherCache
 from refilled_tf.few_shot.base import Protocol, Selection
 from refilled_tf.few_shot.feat import AdaptedPrototypes, Feat
 from refilled_tf.objectives.base import Learner

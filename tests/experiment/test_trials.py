@@ -12,8 +12,7 @@ import tiny
 from tiny_few_shot import GIN
 
 from refilled_tf.common.errors import InputError
-from refilled_tf.experiment import config, experiment, trials
-from refilled_tf.experiment import stage as stages
+from refilled_tf.experiment import config, experiment, loading, trials
 from refilled_tf.few_shot.svm import LinearSvm
 from refilled_tf.models.embedding_files import EmbeddingFile
 from refilled_tf.objectives.pretrained import Pretrained
@@ -119,7 +118,7 @@ def test_teacher_is_the_named_stages_network(spec, outcome):
     row = next(row for row in spec.rows if row.name.startswith("refilled_resnet12"))
     known = row.networks(run)
     for network, stage in ((known.teacher, row.teacher), (known.student, row.network)):
-        saved = stages.load_network(stage, run).get_weights()
+        saved = loading.load_network(stage, run).get_weights()
         for mine, there in zip(network.get_weights(), saved, strict=True):
             np.testing.assert_array_equal(mine, there)
     assert known.teacher.count_params() != known.student.count_params()
@@ -138,7 +137,7 @@ def test_selection_keeps_the_best_epoch(spec, outcome):
     for name in ("protonet", "feat", "maml"):
         stage = by_name[name]
         kept = json.loads((run.folder(stage) / "result.json").read_text())
-        known = trials.Networks(stages.load_network(stage, run), stages.load_head(stage, run))
+        known = trials.Networks(loading.load_network(stage, run), loading.load_head(stage, run))
         assert 1 <= kept["selection"]["epoch"] <= 2
         score = stage.selection.score(known, None)
         assert score == pytest.approx(kept["selection"]["accuracy"])

@@ -8,7 +8,8 @@ import tensorflow as tf
 
 from export import trained, versions
 from refilled_tf.common import storage
-from refilled_tf.experiment import config, stage, training
+from refilled_tf.experiment import config, training
+from refilled_tf.experiment.run import Run
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +43,7 @@ def _train(folder):
     folder.mkdir()
     spec = digits.experiment(folder, "Experiment.rows = [@student/Stage(), @refilled/Stage()]")
     storage.write_text(folder / config.OPERATIVE, config.operative_config())
-    where = stage.Run(folder, None, tf.distribute.get_strategy())
+    where = Run(folder, None, tf.distribute.get_strategy())
     training.train(next(each for each in spec.stages() if each.name == "student"), where)
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from refilled_tf.common import settings
 from refilled_tf.common.errors import InputError
-from refilled_tf.experiment import stage
 from refilled_tf.experiment.training import count_parameters
 from refilled_tf.models import networks
 from refilled_tf.models.keras_files import Application, KerasFile
@@ -370,4 +370,4 @@ def test_layers_that_do_not_survive_saving_are_refused(tmp_path):
 def test_trust_is_no_setting(tmp_path):
     """Or the same teacher's trainings would not go on."""
     file = _saved(tmp_path, _network())
-    assert stage._flatten(KerasFile(file)) == stage._flatten(KerasFile(file, trusted=True))
+    assert settings.flatten(KerasFile(file)) == settings.flatten(KerasFile(file, trusted=True))

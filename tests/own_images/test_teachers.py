@@ -10,7 +10,7 @@ import tensorflow as tf
 import tiny
 
 from refilled_tf.common.errors import InputError
-from refilled_tf.experiment import config, experiment, stage
+from refilled_tf.experiment import config, experiment, loading
 from refilled_tf.models.embedding_files import EmbeddingFile
 from refilled_tf.models.keras_files import Application, KerasFile
 from refilled_tf.models.onnx_files import OnnxFile
@@ -51,7 +51,7 @@ def test_each_spec_is_what_it_says(folder):
 def test_training_teaches_by_its_teacher_or_the_named_stage(folder):
     images = tf.constant(np.random.default_rng(0).uniform(0, 255, (2, 8, 8, 3)), tf.float32)
     spec = config.load_work_dir(folder / "run").stages()[0]
-    expected = stage.load_network(spec, tiny.run_in(folder / "run"))(images)["embedding"]
+    expected = loading.load_network(spec, tiny.run_in(folder / "run"))(images)["embedding"]
     for name in (f"{folder}/run", f"{folder}/run:teacher"):
         np.testing.assert_allclose(teachers.parse(name).build(8)(images), expected, rtol=1e-5)
 

@@ -16,8 +16,8 @@ from refilled_tf.common.errors import InputError
 from refilled_tf.data.task import Task
 from refilled_tf.experiment import config
 from refilled_tf.experiment.experiment import Experiment
+from refilled_tf.experiment.loading import untrained_network
 from refilled_tf.experiment.probe_row import Probe
-from refilled_tf.experiment.stage import untrained_network
 from refilled_tf.models.cost import Cost, cost_of
 from refilled_tf.reporting import tables
 from refilled_tf.reporting.tables import Cell, Part, Table

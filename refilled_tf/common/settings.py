@@ -1,0 +1,119 @@
+"""What a result depends on: the options of nested dataclasses, under the names gin has for them.
+
+An option says itself, by the metadata of its field, where it is none of the settings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Collection, Iterable
+from typing import Any, Protocol
+
+_KEY, _PREFIX = "setting", "prefix"
+# A name in tables, what to do with images that a finished stage has not met, and where a file lies
+# whose content is a setting.
+NEVER = {_KEY: "never"}
+# Newer than finished folders, so that these are known to be made with its default.
+IF_SET = {_KEY: "if set"}
+# A parent: it stands as its name and digest. Of several the names are listed, in their order.
+PARENT = {_KEY: "parent"}
+
+
+def prefixed(prefix: str) -> dict[str, str]:
+    """Metadata of what has a task of its own beside that of its owner, or beside another one."""
+    return {_PREFIX: prefix}
+
+
+class Named(Protocol):
+    """What has settings and a folder: a stage, or a row with results of its own.
+
+    Attributes:
+        name: of the folder.
+    """
+
+    name: str
+
+    def settings(self) -> dict[str, Any]:
+        """Returns every setting that shapes the result."""
+
+
+def settings_of(spec: Any, parents: Iterable[Named]) -> dict[str, Any]:
+    """Returns all settings of a dataclass and those nested in it, as {"Class.option": value}.
+
+    Args:
+        spec: the dataclass.
+        parents: what it builds on, which stand as their names and digests.
+    """
+    return flatten(spec) | {
+        f"parent {parent.name}": digest(parent.settings()) for parent in parents
+    }
+
+
+def flatten(spec: Any) -> dict[str, Any]:
+    """Lists the options of a nested dataclass under their gin names; parents are left out."""
+    flat: dict[str, Any] = {}
+    for field in dataclasses.fields(spec):
+        value = getattr(spec, field.name)
+        name, kind = f"{type(spec).__name__}.{field.name}", field.metadata.get(_KEY)
+        if kind == "never" or is_unset(field, value):
+            continue
+        if kind == "parent" and value is not None:
+            if isinstance(value, tuple):
+                flat[name] = [parent.name for parent in value]
+        elif dataclasses.is_dataclass(value):
+            flat[name] = type(value).__name__
+            prefix = field.metadata.get(_PREFIX, "")
+            flat |= {prefix + option: x for option, x in flatten(value).items()}
+        elif isinstance(value, tuple) and value and all(map(dataclasses.is_dataclass, value)):
+            flat[name] = [{"kind": type(part).__name__} | flatten(part) for part in value]
+        else:
+            flat[name] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def is_unset(field: dataclasses.Field, value: Any) -> bool:
+    """Whether an option is of those that are newer than finished folders, and at its default."""
+    return field.metadata.get(_KEY) == "if set" and value == field.default
+
+
+def unlisted(spec: Any) -> set[str]:
+    """Returns the names of those options that are never settings, which older folders may list."""
+    names = set()
+    for field in dataclasses.fields(spec):
+        if field.metadata.get(_KEY) == "never":
+            names.add(f"{type(spec).__name__}.{field.name}")
+        elif dataclasses.is_dataclass(value := getattr(spec, field.name)):
+            names |= unlisted(value)
+    return names
+
+
+def digest(settings: dict[str, Any]) -> str:
+    """Returns a short hash of settings."""
+    text = json.dumps(settings, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def differences(there: dict[str, Any], now: dict[str, Any]) -> str:
+    """Lists in words how settings read from a file differ from the present ones; "" if nowhere."""
+    return "; ".join(differing(there, now).values())
+
+
+def differing(
+    there: dict[str, Any], now: dict[str, Any], unlisted: Collection[str] = ()
+) -> dict[str, str]:
+    """Says in words, by name, how settings read from a file differ from the present ones.
+
+    Args:
+        there: read from the file.
+        now: the present ones.
+        unlisted: names to be passed over.
+    """
+    # Through JSON, as what is compared with has been.
+    now = json.loads(json.dumps(now))
+    return {
+        name: f"{name} = {there.get(name)!r} there, {now.get(name)!r} now"
+        for name in sorted((there.keys() | now.keys()) - set(unlisted))
+        if there.get(name) != now.get(name)
+    }
