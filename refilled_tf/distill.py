@@ -42,6 +42,7 @@ from refilled_tf.experiment.experiment import Experiment
 from refilled_tf.experiment.launch import launch, prepare
 from refilled_tf.experiment.loading import untrained_network
 from refilled_tf.experiment.run import Run
+from refilled_tf.models import networks
 from refilled_tf.own_images import (
     candidates,
     distill_config,
@@ -254,7 +255,7 @@ def describe(output: Path, command: str) -> Plan:
         steps = candidates.planned_steps(
             FLAGS.minutes, text(steps), bool(pool), output / "candidates", FLAGS.data_dir
         )
-    return Plan(text(steps), task, bool(pool), distill_config.has_network(teacher))
+    return Plan(text(steps), task, bool(pool), networks.in_keras(teacher))
 
 
 def choose(

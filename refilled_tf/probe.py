@@ -103,7 +103,7 @@ def score(
     sizes = distill_config.sizes(teacher, image_size)
     task = dataclasses.replace(task, data=dataclasses.replace(task.data, **sizes))
     seconds = None
-    if isinstance(teacher, teachers.EmbeddingFile):
+    if networks.looks_up(teacher):
         index = read_index(task.data.source, data_dir)
         rows = select(task, index).train
         embeddings, labels = teacher.embeddings(index.keys[rows]), index.labels[rows]

@@ -24,6 +24,7 @@ from refilled_tf.experiment import (
     teacher_cache,
     training,
 )
+from refilled_tf.experiment.loading import load_network
 from refilled_tf.experiment.stage import Stage, TeacherCache
 from refilled_tf.models import networks
 from refilled_tf.models.embedding_files import EmbeddingFile
@@ -77,10 +78,10 @@ def test_trusted_code_is_loaded_from_its_stage(tmp_path):
     tf.keras.Model(images, tf.keras.layers.Flatten()(scaled)).save(tmp_path / "teacher.keras")
     backbone = KerasFile(str(tmp_path / "teacher.keras"), trusted=True)
     run, spec = tiny.run_in(tmp_path), _teacher(tmp_path / "teacher.keras", backbone=backbone)
-    stage.check(spec, run)
+    checks.check(spec, run)
     training.train(spec, run)
     pixels = training.load(TASK, None).test.images[:2].astype(np.float32)
-    found = stage.load_network(spec, run)(pixels)["embedding"]
+    found = load_network(spec, run)(pixels)["embedding"]
     np.testing.assert_allclose(found, pixels.reshape(2, -1) / 255, rtol=1e-5)
 
 

@@ -9,7 +9,6 @@ from refilled_tf.experiment.loading import untrained_network
 from refilled_tf.experiment.run import Run, check_folder
 from refilled_tf.experiment.stage import Stage
 from refilled_tf.models import networks
-from refilled_tf.models.embedding_files import EmbeddingFile
 
 
 def check(stage: Stage, run: Run) -> None:
@@ -22,12 +21,12 @@ def check(stage: Stage, run: Run) -> None:
     index = read_index(stage.task.data.source, run.data_dir)
     selection = select(stage.task, index)
     for known in (stage, *stage.teachers):
-        if isinstance(known.backbone, EmbeddingFile):
+        if networks.looks_up(known.backbone):
             known.backbone.embeddings(index.keys[[*selection.train, *selection.test]])
     if not stage.objective.trains:
         if stage.objective.refits:
             networks.require_same_weights(untrained_network(stage.start), untrained_network(stage))
-        elif not isinstance(stage.backbone, EmbeddingFile):
+        elif not networks.looks_up(stage.backbone):
             untrained_network(stage)
         return
     recipe, replicas = stage.recipe, run.strategy.num_replicas_in_sync
@@ -52,7 +51,7 @@ def check(stage: Stage, run: Run) -> None:
             "knows nothing; set --gin_param='teacher_cache.views = 0'",
         )
         for teacher in stage.teachers:
-            if isinstance(teacher.backbone, EmbeddingFile):
+            if networks.looks_up(teacher.backbone):
                 teacher.backbone.embeddings(examples.keys)
     batches.order(index.labels[selection.train], further, recipe, stage.seed, 0, 1)
     if stage.objective.shares_classes:

@@ -103,7 +103,7 @@ def check(experiment: Experiment, where: Run) -> None:
     """Refuses what cannot be trained before anything is trained or written.
 
     Raises:
-        InputError: see `stage.check` and, of what is not finished, `data.task.load`.
+        InputError: see `checks.check` and, of what is not finished, `data.task.load`.
     """
     for stage in experiment.stages():
         checks.check(stage, where)

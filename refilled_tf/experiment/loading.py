@@ -16,8 +16,6 @@ from refilled_tf.data.task import Task, load
 from refilled_tf.experiment.run import Run
 from refilled_tf.experiment.stage import Stage
 from refilled_tf.models import networks
-from refilled_tf.models.embedding_files import EmbeddingFile
-from refilled_tf.models.onnx_files import OnnxFile
 
 
 def untrained_network(stage: Stage) -> tf.keras.Model:
@@ -53,7 +51,7 @@ def load_network(stage: Stage, run: Run) -> tf.keras.Model:
     Raises:
         InputError: the stage is not finished or its file unreadable.
     """
-    if isinstance(stage.backbone, OnnxFile):
+    if not networks.in_keras(stage.backbone):
         # No Keras file can hold it. That it is still the file of its stage, `check_folder` sees.
         return untrained_network(stage)
     return _load(stage, run, "model.keras")
@@ -87,7 +85,7 @@ def outputs(stage: Stage, run: Run, task: Task, part: str) -> dict[str, np.ndarr
         InputError: as `load_network`, or as `EmbeddingFile.embeddings`.
     """
     examples = getattr(load(task, run.data_dir), part)
-    if isinstance(stage.backbone, EmbeddingFile):
+    if networks.looks_up(stage.backbone):
         return {"embedding": stage.backbone.embeddings(examples.keys)}
     crops = batches.scoring_batches(examples, task.data.crop_size)
     return networks.outputs_of(load_network(stage, run), crops)

@@ -24,7 +24,6 @@ from refilled_tf.data.recipe import Recipe
 from refilled_tf.data.task import Task
 from refilled_tf.few_shot.base import Selection
 from refilled_tf.models import networks
-from refilled_tf.models.embedding_files import EmbeddingFile
 from refilled_tf.objectives.base import Objective
 
 
@@ -164,7 +163,7 @@ class Stage:
     @property
     def looks_up(self) -> bool:
         """Whether there is a teacher without a network, which only knows embeddings of images."""
-        return any(isinstance(each.backbone, EmbeddingFile) for each in self.teachers)
+        return any(networks.looks_up(each.backbone) for each in self.teachers)
 
     @property
     def network(self) -> Stage:

@@ -31,7 +31,6 @@ from refilled_tf.experiment.loading import load_network
 from refilled_tf.experiment.run import Run
 from refilled_tf.experiment.stage import Stage, TeacherCache
 from refilled_tf.models import networks
-from refilled_tf.models.embedding_files import EmbeddingFile
 from refilled_tf.models.onnx_files import OnnxLayer
 
 # Views that the teacher sees at once.
@@ -58,7 +57,7 @@ def views(stage: Stage, run: Run, examples: Examples) -> batches.Views | None:
         return None
     outputs = {}
     for number, teacher in enumerate(stage.teachers):
-        if isinstance(teacher.backbone, EmbeddingFile):
+        if networks.looks_up(teacher.backbone):
             known = {"embedding": teacher.backbone.embeddings(examples.keys)[:, np.newaxis]}
         else:
             folder = run.cache_folder(stage, teacher)

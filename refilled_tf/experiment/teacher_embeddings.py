@@ -11,7 +11,6 @@ from refilled_tf.experiment.loading import load_network, outputs
 from refilled_tf.experiment.run import Run
 from refilled_tf.experiment.stage import Stage
 from refilled_tf.models import networks
-from refilled_tf.models.embedding_files import EmbeddingFile
 from refilled_tf.objectives.base import TeacherEmbeddings
 
 
@@ -52,7 +51,7 @@ def teacher_embeddings(
         rows = np.sort(random.choice(total, min(count, total), replace=False))
         found = []
         for teacher in stage.teachers:
-            if isinstance(teacher.backbone, EmbeddingFile):
+            if networks.looks_up(teacher.backbone):
                 found.append(teacher.backbone.embeddings(examples.keys[rows]))
                 continue
             some = Examples(examples.images[rows], examples.labels[rows], examples.keys[rows])

@@ -30,8 +30,6 @@ from refilled_tf.experiment.stage import Stage
 from refilled_tf.experiment.teacher_embeddings import teacher_embeddings
 from refilled_tf.few_shot.base import Networks
 from refilled_tf.models import networks
-from refilled_tf.models.embedding_files import EmbeddingFile
-from refilled_tf.models.onnx_files import OnnxFile
 from refilled_tf.objectives.base import Learner, TeacherEmbeddings
 from refilled_tf.objectives.cross_entropy import accuracy
 
@@ -105,7 +103,7 @@ def _warn_of_other_versions(stage: Stage, run: Run) -> None:
 def _take(stage: Stage, run: Run, data: TaskData) -> tuple[dict[str, tf.keras.Model], dict]:
     """Does what `_fit` does, for a stage whose weights, or embeddings, are known already."""
     started, trained = time.monotonic(), {}
-    if not isinstance(stage.backbone, EmbeddingFile | OnnxFile):
+    if networks.in_keras(stage.backbone):
         size = stage.task.data.crop_size
         trained["model.keras"] = networks.embedding_network(stage.backbone, size)
     return trained, {"seconds": round(time.monotonic() - started, 1)}

@@ -30,6 +30,24 @@ class Backbone(Protocol):
         """Returns a functional model: images [B, S, S, 3] to embeddings [B, d]."""
 
 
+@runtime_checkable
+class Lookup(Protocol):
+    """Stands in a backbone's place where a teacher cannot be run here."""
+
+    def embeddings(self, keys: Sequence[str]) -> np.ndarray:
+        """Returns [n, d] float32 of the images of these keys."""
+
+
+def looks_up(backbone: Backbone | Lookup) -> bool:
+    """Whether it only knows the embeddings of certain images."""
+    return isinstance(backbone, Lookup)
+
+
+def in_keras(backbone: Backbone | Lookup) -> bool:
+    """Whether Keras can save its network and go on with it."""
+    return not looks_up(backbone) and getattr(backbone, "in_keras", True)
+
+
 def mark(features: tf.Tensor, name: str) -> tf.Tensor:
     """Gives a hidden tensor a name, by a layer that leaves it as it is."""
     return tf.keras.layers.Activation("linear", name=name)(features)

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import importlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import gin
 import numpy as np
@@ -47,6 +47,8 @@ class OnnxFile:
             the graph's, or ours.
         content: hash of the file, which is part of a stage's settings where the path is not.
     """
+
+    in_keras: ClassVar[bool] = False  # another library runs it; see `networks.in_keras`
 
     file: str = dataclasses.field(metadata=settings.NEVER)
     layer: str | None = None

@@ -111,14 +111,9 @@ def settings(
     ]
 
 
-def has_network(teacher: teachers.Teacher) -> bool:
-    """Whether Keras can go on with the teacher's network: train it, and export it."""
-    return not isinstance(teacher, teachers.EmbeddingFile | teachers.OnnxFile)
-
-
 def _trained_teacher_lines(teacher: teachers.Teacher, image_size: int) -> list[str]:
     """Says what the rows @fine_tune/Stage() and @teacher_head/Stage() are of."""
-    if not has_network(teacher):
+    if not networks.in_keras(teacher):
         return []
     backbone = f"@teacher/{type(teacher).__name__}()"
     return [
@@ -195,7 +190,7 @@ def view_size(teacher: teachers.Teacher, image_size: int) -> int:
         teacher: as `teachers.parse` returns it.
         image_size: side of the student's images.
     """
-    if isinstance(teacher, teachers.EmbeddingFile):
+    if networks.looks_up(teacher):
         return image_size
     network = networks.embedding_network(teacher, image_size).get_layer("pretrained")
     return max(image_size, network.input_shape[1] or image_size)

@@ -10,6 +10,7 @@ import tensorflow as tf
 from refilled_tf.common.errors import InputError, require
 from refilled_tf.experiment import config
 from refilled_tf.experiment.run import Run
+from refilled_tf.models import networks
 from refilled_tf.models.embedding_files import EmbeddingFile
 from refilled_tf.models.keras_files import Application, KerasFile
 from refilled_tf.models.onnx_files import OnnxFile
@@ -71,7 +72,7 @@ def cost(teacher: Teacher) -> str | None:
     Args:
         teacher: what `parse` gave.
     """
-    if not isinstance(teacher, EmbeddingFile):
+    if not networks.looks_up(teacher):
         return None
     return (
         f"--teacher={teacher.file} knows each image as it is, and none of its crops and flips: all "

@@ -20,9 +20,8 @@ from refilled_tf.experiment.experiment import Experiment, Row
 from refilled_tf.experiment.loading import untrained_network
 from refilled_tf.experiment.run import Run
 from refilled_tf.experiment.stage import Stage
+from refilled_tf.models import networks
 from refilled_tf.models.cost import Cost, cost_of
-from refilled_tf.models.embedding_files import EmbeddingFile
-from refilled_tf.models.onnx_files import OnnxFile
 from refilled_tf.reporting.report import markdown
 
 COSTS = "Millions, for an image"
@@ -237,8 +236,7 @@ def _costs(table: Table, built: Sequence[Part]) -> dict[tuple[str, str], Cost]:
             _, column = _cell_of(table, part, row)
             sides = [("Student", row.network), *(("Teacher", t) for t in row.network.teachers[:1])]
             for side, stage in sides if len(sides) == 2 else ():
-                unknown = isinstance(stage.backbone, EmbeddingFile | OnnxFile)
-                if not unknown and (side, column) not in costs:
+                if networks.in_keras(stage.backbone) and (side, column) not in costs:
                     costs[side, column] = cost_of(untrained_network(stage))
     return costs
 
