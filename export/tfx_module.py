@@ -47,10 +47,10 @@ def run_fn(fn_args: Any) -> None:
         f"fn_args.serving_model_dir={serving} holds something already; it must be new or empty",
     )
     spec = _load(fn_args)
-    where = Run(work_dir, spec.data_dir, experiment.make_strategy(spec.strategy))
-    experiment.prepare(spec, where)
+    run = Run(work_dir, spec.data_dir, experiment.make_strategy(spec.strategy))
+    experiment.make_ready(spec, run)
     storage.write_text(work_dir / config.OPERATIVE, config.operative_config())
-    experiment.run(spec, where, [fn_args.custom_config["gin_file"]], f"{__name__}.run_fn")
+    experiment.run(spec, run, [fn_args.custom_config["gin_file"]], f"{__name__}.run_fn")
     versions.save(trained.load(work_dir, None, None), serving)
 
 

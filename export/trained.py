@@ -67,10 +67,10 @@ def load(
     """
     experiment = config.load_work_dir(work_dir)
     data_dir = data_dir or experiment.data_dir
-    where = Run(work_dir, data_dir, tf.distribute.get_strategy())
+    run = Run(work_dir, data_dir, tf.distribute.get_strategy())
     rows = {row.name: row for row in experiment.rows if isinstance(row, Trials)}
     if stage_name in rows:
-        return learn(rows[stage_name], task_number or 0, where)
+        return learn(rows[stage_name], task_number or 0, run)
     require(
         task_number is None,
         f"--task={task_number} goes with a row of few-shot learning; --stage={stage_name} is none",
@@ -79,11 +79,11 @@ def load(
         stage_name is not None or not rows,
         f"a few-shot training needs --stage, the row whose learner is exported: {', '.join(rows)}",
     )
-    finished = {stage.name for stage in experiment.stages() if where.is_finished(stage)}
+    finished = {stage.name for stage in experiment.stages() if run.is_finished(stage)}
     stage = choose_stage(experiment.stages(), finished, stage_name, rows)
-    check_folder(stage, where)
-    network = loading.load_network(stage, where)
-    result = storage.read_json(where.folder(stage) / "result.json")
+    check_folder(stage, run)
+    network = loading.load_network(stage, run)
+    result = storage.read_json(run.folder(stage) / "result.json")
     taken = _at_image_size(stage.task)
     data = task.load(taken, data_dir)
     if taken != stage.task:
@@ -108,13 +108,13 @@ def _at_image_size(whole: task.Task) -> task.Task:
     )
 
 
-def learn(row: Trials, number: int, where: Run) -> Trained:
+def learn(row: Trials, number: int, run: Run) -> Trained:
     """Learns one of the tasks that a row of few-shot learning has been scored on.
 
     Args:
         row: the row, which must be finished.
         number: of the task, from 0.
-        where: its folders.
+        run: its folders.
 
     Returns:
         The network of the task's classes; its training images are the support, its test images
@@ -123,15 +123,15 @@ def learn(row: Trials, number: int, where: Run) -> Trained:
     Raises:
         InputError: the row is unfinished, has no such task, or makes no network of it.
     """
-    check_folder(row, where)
-    learner, known = row.chosen(where), row.networks(where)
+    check_folder(row, run)
+    learner, known = row.chosen(run), row.networks(run)
     test = dataclasses.replace(row.test, task=_at_image_size(row.test.task))
-    pool, tasks = test.pool(where.data_dir), test.tasks(row.shots, where.data_dir)
+    pool, tasks = test.pool(run.data_dir), test.tasks(row.shots, run.data_dir)
     count = len(tasks.classes)
     require(0 <= number < count, f"--task={number}: {row.name} has the tasks 0 to {count - 1}")
     task = Tasks(*(part[number : number + 1] for part in tasks))
     (network,) = learner.adapted(known, pool, task)
-    names = episodes.facts(test.task, where.data_dir).class_names
+    names = episodes.facts(test.task, run.data_dir).class_names
     support, query = (
         Examples(pool.examples.images[rows], labels_of(part), pool.examples.keys[rows])
         for part in (task.support[0], task.query[0])

@@ -36,10 +36,10 @@ from refilled_tf.common.errors import InputError, require
 from refilled_tf.data import unlabelled
 from refilled_tf.data.image_folder import ImageFolder, notes
 from refilled_tf.data.sources import Source
-from refilled_tf.data.task import Selection, Task, read_index, select
+from refilled_tf.data.task import Partition, Task, read_index, select
 from refilled_tf.experiment import config, experiment, predictions
 from refilled_tf.experiment.experiment import Experiment
-from refilled_tf.experiment.launch import launch, prepare
+from refilled_tf.experiment.launch import launch, open_run
 from refilled_tf.experiment.loading import untrained_network
 from refilled_tf.experiment.run import Run
 from refilled_tf.models import networks
@@ -95,16 +95,16 @@ def distil(output: Path, command: str) -> None:
     gin_file, work_dir = output / "distill.gin", output / "training"
     renew(plan, output)
     if not gin_file.exists():  # else all is chosen, and work_dir is of what was
-        prepare(spec, work_dir, FLAGS.data_dir)
+        open_run(spec, work_dir, FLAGS.data_dir)
     text, competed, trials = choose(plan, output, command)
     write_gin_file(gin_file, text, FLAGS.gin_param, FLAGS.retrain)
     if FLAGS.retrain:
         now = retraining.outdated(config.load_experiment([str(gin_file)], []), _run(work_dir))
         retraining.set_aside(now, output)
-    spec, where, results = launch([str(gin_file)], [], work_dir, FLAGS.data_dir, command)
+    spec, run, results = launch([str(gin_file)], [], work_dir, FLAGS.data_dir, command)
 
     model = trained.load(work_dir, competed[0]["stage"] if competed else None, FLAGS.data_dir)
-    newer_than = where.folder(model.stage) / "model.keras"
+    newer_than = run.folder(model.stage) / "model.keras"
     saved_model = output / "saved_model"
     if not _made_since(saved_model / "server", newer_than):
         versions.publish(model, saved_model)
@@ -126,7 +126,7 @@ def distil(output: Path, command: str) -> None:
         trials=trials,
         gin=gin_file.read_text(encoding="utf-8"),
         output=output,
-        gain=gain(where, model.stage.name),
+        gain=gain(run, model.stage.name),
         head=head,
         teacher=teacher_in_words(spec),
     )
@@ -260,7 +260,7 @@ def describe(output: Path, command: str) -> Plan:
 
 def choose(
     plan: Plan, output: Path, command: str
-) -> tuple[str, list[dict[str, Any]], list[tuning.Trial]]:
+) -> tuple[str, list[dict[str, Any]], list[tuning.TuningTrial]]:
     """Has the candidates compete, unless the user has chosen rows, and tunes the winner.
 
     Returns:
@@ -290,7 +290,7 @@ def teacher_in_words(spec: Experiment) -> str:
     said = f"imagenet:{teacher.name}" if isinstance(teacher, teachers.Application) else teacher.file
     if layer := getattr(teacher, "layer", None):
         said += f", cut at layer {layer!r}"
-    if isinstance(teacher, teachers.EmbeddingFile):
+    if networks.looks_up(teacher):
         index = read_index(stage.task.data.source, FLAGS.data_dir)
         size = teacher.embeddings(index.keys[select(stage.task, index).train[:1]]).shape[1]
     else:
@@ -298,19 +298,19 @@ def teacher_in_words(spec: Experiment) -> str:
     return f"{said}, with embeddings of {size} numbers"
 
 
-def gain(where: Run, exported: str) -> tuple[float, float] | None:
+def gain(run: Run, exported: str) -> tuple[float, float] | None:
     """Returns what the exported stage is above the student alone, with its standard error.
 
     As shares of the test images; None where there is nothing to compare.
     """
-    stages = where.work_dir / "stages"
+    stages = run.work_dir / "stages"
     reference = stages / candidates.REFERENCE
     if exported == candidates.REFERENCE or not (reference / predictions.FILE).is_file():
         return None
     return predictions.difference([stages / exported], [reference])
 
 
-def survey(task: Task, data_dir: str | None, output: Path) -> Selection:
+def survey(task: Task, data_dir: str | None, output: Path) -> Partition:
     """Prints how many images of every class train and are tested, and what is odd about them.
 
     Args:
@@ -344,7 +344,7 @@ def image_notes(source: Source, output: Path) -> list[str]:
     return short
 
 
-def counts(labels: np.ndarray, selection: Selection) -> str:
+def counts(labels: np.ndarray, selection: Partition) -> str:
     """Formats how many images of every class train and are tested."""
     width = max(len(name) for name in selection.class_names)
     train, test = (collections.Counter(labels[rows]) for rows in (selection.train, selection.test))

@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
     work_dir = Path(FLAGS.work_dir)
     spec = config.load_work_dir(work_dir)
     data_dir = FLAGS.data_dir or spec.data_dir
-    where = Run(work_dir, data_dir, tf.distribute.get_strategy())
+    run = Run(work_dir, data_dir, tf.distribute.get_strategy())
     known = {each.name: each for each in spec.stages()}
     unknown = [name for name in FLAGS.stage if name not in known]
     require(not unknown, f"--stage={unknown} is not a stage here; there are {', '.join(known)}")
@@ -56,41 +56,41 @@ def main(argv: list[str]) -> None:
     chosen = FLAGS.stage or [
         name
         for name, each in known.items()
-        if where.is_finished(each)
+        if run.is_finished(each)
         and each.objective.runs_alone
         and (each.objective.classifies or FLAGS.split == "test")
     ]
     require(bool(chosen), f"{work_dir} has no finished stage that --split={FLAGS.split} can score")
     for name in chosen:
-        evaluate(known[name], where, FLAGS.split)
+        evaluate(known[name], run, FLAGS.split)
 
 
-def evaluate(each: stage.Stage, where: Run, split: str) -> None:
+def evaluate(each: stage.Stage, run: Run, split: str) -> None:
     """Prints a stage's scores and, for a classifier, saves its confusion matrix beside it.
 
     Args:
         each: a finished stage.
-        where: its folders.
+        run: its folders.
         split: "test", or "train" for a classifier's training images, un-augmented.
 
     Raises:
         InputError: the stage is unfinished, unreadable or made by other settings.
     """
-    check_folder(each, where)
-    data = task.load(each.task, where.data_dir)
+    check_folder(each, run)
+    data = task.load(each.task, run.data_dir)
     labels, kind = (
         (data.test.labels, data.scored_on) if split == "test" else (data.train.labels, "training")
     )
     print(f"\n== {each.name}: {each.method}, {len(labels)} {kind} images")
     if not each.objective.classifies:
-        quality = training.score(each, where, data)["embedding"]
+        quality = training.score(each, run, data)["embedding"]
         print("  ".join(f"{name} {100 * x:.2f}" for name, x in quality.items()))
         return
-    predictions = np.argmax(loading.outputs(each, where, each.task, split)["logits"], axis=-1)
+    predictions = np.argmax(loading.outputs(each, run, each.task, split)["logits"], axis=-1)
     accuracy = 100 * np.mean(predictions == labels)
     print(f"accuracy {accuracy:.2f}")
     print(report.per_class_accuracy(labels, predictions, data.class_names))
-    picture = where.folder(each) / ("confusion.png" if split == "test" else "confusion_train.png")
+    picture = run.folder(each) / ("confusion.png" if split == "test" else "confusion_train.png")
     title = f"{each.method}: {accuracy:.2f} % of {len(labels)} {kind} images"
     report.save_confusion_matrix(picture, labels, predictions, data.class_names, title)
     print(f"confusion matrix: {picture}")

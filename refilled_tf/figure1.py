@@ -187,21 +187,21 @@ def main(argv: list[str]) -> None:
     """Measures, draws and judges."""
     require(len(argv) == 1, f"unexpected argument {argv[1:]}; every option is a --flag")
     spec = config.load_work_dir(Path(FLAGS.work_dir))
-    where = Run(Path(FLAGS.work_dir), FLAGS.data_dir or spec.data_dir, tf.distribute.get_strategy())
+    run = Run(Path(FLAGS.work_dir), FLAGS.data_dir or spec.data_dir, tf.distribute.get_strategy())
     taught = next((each for each in spec.stages() if each.name == "teacher"), None)
     require(taught is not None, f"--work_dir={FLAGS.work_dir} has no stage 'teacher'")
     require(
         taught.objective.classifies, f"--work_dir={FLAGS.work_dir}: the teacher is no classifier"
     )
-    check_folder(taught, where)
+    check_folder(taught, run)
     folder = Path(FLAGS.output_dir)
-    print(reproduce(taught, where, folder, FLAGS.seeds, FLAGS.sizes, FLAGS.batch_size))
+    print(reproduce(taught, run, folder, FLAGS.seeds, FLAGS.sizes, FLAGS.batch_size))
     print(f"Picture {folder / 'figure1.png'}, numbers {folder / 'figure1.csv'}")
 
 
 def reproduce(
     taught: stage.Stage,
-    where: Run,
+    run: Run,
     folder: Path,
     seeds: int = 10,
     sizes: int = 10,
@@ -211,7 +211,7 @@ def reproduce(
 
     Args:
         taught: the teacher, a finished classifier.
-        where: its folder.
+        run: its folder.
         folder: where figure1.png and figure1.csv go.
         seeds: random tasks of each size.
         sizes: of tasks, evenly spaced up to all of the teacher's classes.
@@ -223,8 +223,8 @@ def reproduce(
     Raises:
         InputError: the smallest tasks have too few images.
     """
-    teacher = loading.load_network(taught, where)
-    data = task.load(taught.task, where.data_dir)
+    teacher = loading.load_network(taught, run)
+    data = task.load(taught.task, run.data_dir)
     smallest = round(len(data.class_names) / sizes)
     require(
         smallest >= 2 and batch_size <= smallest * np.bincount(data.train.labels).min(),

@@ -48,17 +48,17 @@ def main(argv: list[str]) -> None:
     limit = FLAGS.max_minutes
     deadline = None if limit is None else time.monotonic() + 60 * limit
     strategy = experiment.make_strategy("mirrored")
-    where = Run(work_dir, FLAGS.data_dir, strategy, pooled=True, deadline=deadline)
+    run = Run(work_dir, FLAGS.data_dir, strategy, pooled=True, deadline=deadline)
     # All of them, before the first trains for hours.
-    plans = [plan_table(name, where) for name in FLAGS.table]
-    figure = None if FLAGS.figure is None else plan_figure(where)
+    plans = [plan_table(name, run) for name in FLAGS.table]
+    figure = None if FLAGS.figure is None else plan_figure(run)
     if FLAGS.dry_run:
         for plan in plans:
-            forecast = Forecast(plan.where, plan.table.minutes).table(plan.specs)
+            forecast = Forecast(plan.run, plan.table.minutes).table(plan.specs)
             print(f"{plan.table.title}: {len(plan.parts)} experiments\n\n{forecast}\n")
         if figure:
-            teacher, where = figure
-            print(f"Figure 1\n\n{Forecast(where).table([(teacher, 1)])}\n")
+            teacher, run = figure
+            print(f"Figure 1\n\n{Forecast(run).table([(teacher, 1)])}\n")
         return
     storage.write_json(work_dir / MARK, FLAGS.scale)
     command, failed = command_line("refilled_tf.reproduce"), []
@@ -126,22 +126,22 @@ class Plan(NamedTuple):
         table: what it compares.
         parts: its experiments.
         settings: of these, by the files and params they are made of, as gin text.
-        where: with the experiments' data_dir.
+        run: with the experiments' data_dir.
     """
 
     name: str
     table: tables.Table
     parts: Sequence[tables.Part]
     settings: Mapping[str, str]
-    where: Run
+    run: Run
 
     @property
     def specs(self) -> list[tuple[experiment.Row, int]]:
         """What has to be finished, parents first, and how many experiments share each."""
-        return tables.unique(self.parts, self.where)
+        return tables.unique(self.parts, self.run)
 
 
-def plan_table(name: str, where: Run) -> Plan:
+def plan_table(name: str, run: Run) -> Plan:
     """Builds a table's experiments, and refuses what cannot be trained.
 
     Raises:
@@ -157,21 +157,21 @@ def plan_table(name: str, where: Run) -> Plan:
         return built
 
     parts = tables.parts(table, FLAGS.seeds or table.seeds, load)
-    where = placed(name, [part.experiment for part in parts], where)
-    return Plan(stem, table, parts, settings, where)
+    run = placed(name, [part.experiment for part in parts], run)
+    return Plan(stem, table, parts, settings, run)
 
 
-def placed(name: str, specs: Sequence[experiment.Experiment], where: Run) -> Run:
+def placed(name: str, specs: Sequence[experiment.Experiment], run: Run) -> Run:
     """Returns where to run experiments, once it is seen that they can be trained there.
 
     Args:
         name: of what they are for.
         specs: the experiments.
-        where: a run without their own data_dir.
+        run: a run without their own data_dir.
 
     Raises:
         InputError: two want different folders of datasets, one wants several machines, or as
-            `experiment.prepare` says.
+            `experiment.make_ready` says.
     """
     folders = {spec.data_dir for spec in specs}
     require(
@@ -183,11 +183,11 @@ def placed(name: str, specs: Sequence[experiment.Experiment], where: Run) -> Run
         f"{name}: Experiment.strategy must be 'mirrored'; several machines share the work by "
         "running this command on one --work_dir",
     )
-    where = dataclasses.replace(where, data_dir=FLAGS.data_dir or folders.pop())
+    run = dataclasses.replace(run, data_dir=FLAGS.data_dir or folders.pop())
     if not FLAGS.collect and not FLAGS.dry_run:
         for spec in specs:
-            experiment.prepare(spec, where)
-    return where
+            experiment.make_ready(spec, run)
+    return run
 
 
 def reproduce_table(plan: Plan, command: str) -> list[str]:
@@ -196,11 +196,11 @@ def reproduce_table(plan: Plan, command: str) -> list[str]:
     Returns:
         The names of stages that failed.
     """
-    stem, table, parts, settings, where = plan
+    stem, table, parts, settings, run = plan
     failed = []
     if not FLAGS.collect:
-        failed = finish_all([spec for spec, _ in plan.specs], where)
-    grid = tables.collect(table, parts, where)
+        failed = finish_all([spec for spec, _ in plan.specs], run)
+    grid = tables.collect(table, parts, run)
     print(f"\n{tables.as_markdown(grid)}\n")
     if grid.missing:
         print(f"{len(grid.missing)} cells are not finished, such as {grid.missing[0]}\n")
@@ -210,30 +210,30 @@ def reproduce_table(plan: Plan, command: str) -> list[str]:
         "command": command,
         "date": datetime.date.today().isoformat(),
     }
-    folder = where.work_dir / stem
+    folder = run.work_dir / stem
     storage.write_text(folder / f"{stem}.csv", tables.as_csv(grid))
-    pictures.save_all(folder, table, grid, parts, where)
+    pictures.save_all(folder, table, grid, parts, run)
     pages.write_table(folder, facts, grid, settings)
     print(f"Table    {folder / stem}.md, .csv, .html")
     return failed
 
 
-def finish_all(specs: Sequence[experiment.Row], where: Run) -> list[str]:
+def finish_all(specs: Sequence[experiment.Row], run: Run) -> list[str]:
     """Trains all stages and scores all rows, together with whoever else works in the work_dir.
 
     A stage that fails costs only those that build on it. Ends early at the run's deadline.
 
     Args:
         specs: what to finish, parents first.
-        where: a pooled run.
+        run: a pooled run.
 
     Returns:
         The names of stages that failed.
     """
     failed: list[str] = []
     try:
-        while left := _still_to_do(specs, failed, where):
-            if not sum(_try(spec, failed, where) for spec in left):
+        while left := _still_to_do(specs, failed, run):
+            if not sum(_try(spec, failed, run) for spec in left):
                 time.sleep(POLL_SECONDS)
     except OutOfTimeError:
         print("--max_minutes are over; the same command goes on from here")
@@ -241,22 +241,22 @@ def finish_all(specs: Sequence[experiment.Row], where: Run) -> list[str]:
 
 
 def _still_to_do(
-    specs: Sequence[experiment.Row], failed: list[str], where: Run
+    specs: Sequence[experiment.Row], failed: list[str], run: Run
 ) -> list[experiment.Row]:
     """Returns what is neither finished nor failed; what builds on a failure fails with it."""
     left = []
     for spec in specs:
-        name = where.folder(spec).name
-        if name in failed or where.is_finished(spec):
+        name = run.folder(spec).name
+        if name in failed or run.is_finished(spec):
             continue
-        if any(where.folder(parent).name in failed for parent in spec.parents):
+        if any(run.folder(parent).name in failed for parent in spec.parents):
             failed.append(name)
         else:
             left.append(spec)
     return left
 
 
-def _try(spec: experiment.Row, failed: list[str], where: Run) -> bool:
+def _try(spec: experiment.Row, failed: list[str], run: Run) -> bool:
     """Finishes a row or stage, unless it is finished, or not its turn, or another process's.
 
     Returns:
@@ -265,17 +265,17 @@ def _try(spec: experiment.Row, failed: list[str], where: Run) -> bool:
     Raises:
         OutOfTimeError: the run's deadline has passed.
     """
-    if where.deadline is not None and time.monotonic() > where.deadline:
+    if run.deadline is not None and time.monotonic() > run.deadline:
         raise OutOfTimeError
-    if not all(where.is_finished(parent) for parent in spec.parents):
+    if not all(run.is_finished(parent) for parent in spec.parents):
         return False
-    name = where.folder(spec).name
+    name = run.folder(spec).name
     try:
-        with where.lock(spec).acquire(blocking=False):
-            if where.is_finished(spec):
+        with run.lock(spec).acquire(blocking=False):
+            if run.is_finished(spec):
                 return False
             print(name, flush=True)
-            experiment.finish(spec, where)
+            experiment.finish(spec, run)
     except filelock.Timeout:
         return False
     except (InputError, tf.errors.OpError) as error:  # the latter where memory does not suffice
@@ -284,7 +284,7 @@ def _try(spec: experiment.Row, failed: list[str], where: Run) -> bool:
     return True
 
 
-def plan_figure(where: Run) -> tuple[Stage, Run]:
+def plan_figure(run: Run) -> tuple[Stage, Run]:
     """Builds the teacher of Figure 1, and refuses what cannot be trained.
 
     Returns:
@@ -295,10 +295,10 @@ def plan_figure(where: Run) -> tuple[Stage, Run]:
     """
     spec = config.load_experiment([FIGURE[FLAGS.scale]])
     teacher = next(each for each in spec.stages() if each.name == "teacher")
-    return teacher, placed("Figure 1", [spec], where)
+    return teacher, placed("Figure 1", [spec], run)
 
 
-def reproduce_figure(teacher: Stage, where: Run) -> list[str]:
+def reproduce_figure(teacher: Stage, run: Run) -> list[str]:
     """Trains the teacher of Figure 1 and draws the figure.
 
     Returns:
@@ -306,9 +306,9 @@ def reproduce_figure(teacher: Stage, where: Run) -> list[str]:
     """
     failed = []
     if not FLAGS.collect:
-        failed = finish_all([teacher], where)
-    if where.is_finished(teacher):
-        print(figure1.reproduce(teacher, where, where.work_dir / "figure1"))
+        failed = finish_all([teacher], run)
+    if run.is_finished(teacher):
+        print(figure1.reproduce(teacher, run, run.work_dir / "figure1"))
     else:
         print("Figure 1: its teacher is not finished")
     return failed

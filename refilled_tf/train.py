@@ -28,8 +28,8 @@ def main(argv: list[str]) -> None:
     require(bool(FLAGS.gin_file), "--gin_file is missing, such as --gin_file=gin/quickstart.gin")
     work_dir = Path(FLAGS.work_dir or Path("runs") / Path(FLAGS.gin_file[0]).stem)
     command = command_line("refilled_tf.train")
-    _, where, results = launch(FLAGS.gin_file, FLAGS.gin_param, work_dir, FLAGS.data_dir, command)
-    if where.is_chief:
+    _, run, results = launch(FLAGS.gin_file, FLAGS.gin_param, work_dir, FLAGS.data_dir, command)
+    if run.is_chief:
         print(f"\n{report.table(results['rows'])}\n")
         print(f"Results  {work_dir / 'results.json'}")
         few_shot = any("shots" in row for row in results["rows"])

@@ -191,7 +191,7 @@ def validation(data: Data, images_per_class: int | None = None, holdout: float =
     return Task(data, "validation", images_per_class, holdout)
 
 
-class Selection(NamedTuple):
+class Partition(NamedTuple):
     """The rows of an index that make up a task.
 
     Attributes:
@@ -207,7 +207,7 @@ class Selection(NamedTuple):
     class_names: tuple[str, ...]
 
 
-def select(task: Task, index: Index) -> Selection:
+def select(task: Task, index: Index) -> Partition:
     """Cuts a dataset's index down to a task: classes, instance split, holdout, few images.
 
     Raises:
@@ -270,7 +270,7 @@ def select(task: Task, index: Index) -> Selection:
             f"the split leaves class {listed(short)} without {what} images; add images, or "
             f"{advice}",
         )
-    return Selection(classes, train, test, names)
+    return Partition(classes, train, test, names)
 
 
 @functools.lru_cache(maxsize=2)

@@ -99,22 +99,22 @@ def make_strategy(kind: str) -> tf.distribute.Strategy:
     return tf.distribute.MirroredStrategy(devices) if devices[1:] else tf.distribute.get_strategy()
 
 
-def check(experiment: Experiment, where: Run) -> None:
+def check(experiment: Experiment, run: Run) -> None:
     """Refuses what cannot be trained before anything is trained or written.
 
     Raises:
         InputError: see `checks.check` and, of what is not finished, `data.task.load`.
     """
     for stage in experiment.stages():
-        checks.check(stage, where)
+        checks.check(stage, run)
     for row in experiment.rows:
         if isinstance(row, Trials | Probe):
-            row.check(where)
+            row.check(run)
     # Last, as nothing else takes as long.
     for spec in experiment.specs():
-        if not where.is_finished(spec):
+        if not run.is_finished(spec):
             for task in spec.tasks:
-                _decode(task, where.data_dir)
+                _decode(task, run.data_dir)
 
 
 # Experiments of a table share tasks, more of them than `load` keeps.
@@ -126,7 +126,7 @@ def _decode(task: Task, data_dir: str | None) -> None:
         unlabelled.load(task, data_dir)
 
 
-def prepare(experiment: Experiment, where: Run) -> None:
+def make_ready(experiment: Experiment, run: Run) -> None:
     """Refuses what cannot be trained, as `check` does, and makes operations reproducible.
 
     Raises:
@@ -134,17 +134,15 @@ def prepare(experiment: Experiment, where: Run) -> None:
     """
     if experiment.deterministic:
         tf.config.experimental.enable_op_determinism()
-    check(experiment, where)
+    check(experiment, run)
 
 
-def run(
-    experiment: Experiment, where: Run, gin_files: Sequence[str], command: str
-) -> dict[str, Any]:
+def run(experiment: Experiment, run: Run, gin_files: Sequence[str], command: str) -> dict[str, Any]:
     """Trains and scores every row.
 
     Args:
         experiment: what.
-        where: folders and strategy.
+        run: folders and strategy.
         gin_files: that describe it.
         command: that runs it.
 
@@ -159,22 +157,22 @@ def run(
         "schema": RESULTS_SCHEMA,
         "experiment": list(gin_files),
         "command": command,
-        "replicas": where.strategy.num_replicas_in_sync,
+        "replicas": run.strategy.num_replicas_in_sync,
         "versions": stack.versions(),
         "rows": [],
     }
     for row in experiment.rows:
         for spec in _with_parents(row):
             if spec.name not in finished:
-                finished[spec.name] = finish(spec, where)
+                finished[spec.name] = finish(spec, run)
         results["rows"].append(row_of(row, finished, command))
-        if where.is_chief:
-            storage.write_json(where.work_dir / "results.json", results)
-    where.leave_together()
+        if run.is_chief:
+            storage.write_json(run.work_dir / "results.json", results)
+    run.leave_together()
     return results
 
 
-def finish(spec: Row, where: Run) -> dict[str, Any]:
+def finish(spec: Row, run: Run) -> dict[str, Any]:
     """Trains a stage, or scores a row, whose parents are finished; or finds it finished.
 
     Waits while another process is at it.
@@ -186,9 +184,9 @@ def finish(spec: Row, where: Run) -> dict[str, Any]:
         InputError: see `training.train`.
     """
     # Workers of one training go through all stages in step, and wait for nobody else.
-    together = isinstance(where.strategy, tf.distribute.MultiWorkerMirroredStrategy)
-    with contextlib.nullcontext() if together else where.lock(spec):
-        return training.train(spec, where) if isinstance(spec, Stage) else spec.score(where)
+    together = isinstance(run.strategy, tf.distribute.MultiWorkerMirroredStrategy)
+    with contextlib.nullcontext() if together else run.lock(spec):
+        return training.train(spec, run) if isinstance(spec, Stage) else spec.score(run)
 
 
 def row_of(row: Row, finished: dict[str, dict[str, Any]], command: str) -> dict[str, Any]:

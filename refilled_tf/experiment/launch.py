@@ -33,16 +33,16 @@ def launch(
         The experiment, where it ran, and what `experiment.run` returns.
 
     Raises:
-        InputError: as `config.load_experiment`, `prepare` and `experiment.run` say.
+        InputError: as `config.load_experiment`, `open_run` and `experiment.run` say.
     """
     spec = config.load_experiment(gin_files, gin_params)
-    where = prepare(spec, work_dir, data_dir)
-    if where.is_chief:
+    run = open_run(spec, work_dir, data_dir)
+    if run.is_chief:
         storage.write_text(work_dir / config.OPERATIVE, config.operative_config())
-    return spec, where, experiment.run(spec, where, gin_files, command)
+    return spec, run, experiment.run(spec, run, gin_files, command)
 
 
-def prepare(spec: Experiment, work_dir: Path, data_dir: str | None) -> Run:
+def open_run(spec: Experiment, work_dir: Path, data_dir: str | None) -> Run:
     """Finds a place for an experiment, and prepares it.
 
     Args:
@@ -54,14 +54,14 @@ def prepare(spec: Experiment, work_dir: Path, data_dir: str | None) -> Run:
         Where to run it.
 
     Raises:
-        InputError: as `check_work_dir` and `experiment.prepare` say.
+        InputError: as `check_work_dir` and `experiment.make_ready` say.
     """
     check_work_dir(work_dir)
-    where = Run(work_dir, data_dir or spec.data_dir, experiment.make_strategy(spec.strategy))
-    if where.is_chief:  # the only worker that writes
+    run = Run(work_dir, data_dir or spec.data_dir, experiment.make_strategy(spec.strategy))
+    if run.is_chief:  # the only worker that writes
         storage.require_writable("--work_dir", work_dir)
-    experiment.prepare(spec, where)
-    return where
+    experiment.make_ready(spec, run)
+    return run
 
 
 def check_work_dir(work_dir: Path) -> None:

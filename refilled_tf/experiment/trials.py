@@ -20,7 +20,7 @@ from refilled_tf.data.task import Task
 from refilled_tf.experiment.loading import load_head, load_network, untrained_network
 from refilled_tf.experiment.run import Run, check_folder, write_facts
 from refilled_tf.experiment.stage import Stage
-from refilled_tf.few_shot.base import Learner, Networks, Pool, Protocol
+from refilled_tf.few_shot.base import FewShotLearner, Networks, Pool, Protocol
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Trials:
     name: str
     method: str = dataclasses.field(metadata=settings.NEVER)
     shots: int
-    learner: Learner
+    learner: FewShotLearner
     network: Stage = dataclasses.field(metadata=settings.PARENT)
     teacher: Stage | None = dataclasses.field(metadata=settings.PARENT)
     test: Protocol = dataclasses.field(metadata=settings.prefixed("test "))
@@ -52,7 +52,7 @@ class Trials:
     def __post_init__(self):
         require_name("trials.name", self.name)
         for option, kind, example in (
-            ("learner", Learner, "@FineTune()"),
+            ("learner", FewShotLearner, "@FineTune()"),
             ("network", Stage, "@convnet/Stage()"),
             ("test", Protocol, "@test/Protocol()"),
             ("validation", Protocol, "@validation/Protocol()"),
@@ -144,7 +144,7 @@ class Trials:
             storage.write_json(folder / "result.json", result)
         return result
 
-    def chosen(self, run: Run) -> Learner:
+    def chosen(self, run: Run) -> FewShotLearner:
         """Returns the learner that a finished row has scored.
 
         Raises:
@@ -154,7 +154,7 @@ class Trials:
         result = storage.read_json(run.folder(self) / "result.json")
         return dataclasses.replace(self.learner, **result["chosen"])
 
-    def _choose(self, known: Networks, data_dir: str | None) -> tuple[Learner, list[dict]]:
+    def _choose(self, known: Networks, data_dir: str | None) -> tuple[FewShotLearner, list[dict]]:
         """Returns the best candidate on the validation tasks, the first of equals, and all."""
         candidates = self.learner.candidates()
         if len(candidates) == 1:
@@ -168,7 +168,7 @@ class Trials:
         table = [self._varied(candidate) | {"accuracy": mean} for candidate, mean in scored]
         return candidates[int(np.argmax(means))], table
 
-    def _varied(self, candidate: Learner) -> dict[str, Any]:
+    def _varied(self, candidate: FewShotLearner) -> dict[str, Any]:
         """Returns the options of a candidate that have several values in the learner."""
         values = {f.name: getattr(candidate, f.name) for f in dataclasses.fields(candidate)}
         return {name: v for name, v in values.items() if v != getattr(self.learner, name)}
@@ -178,7 +178,7 @@ class Trials:
 def trials(
     name: str,
     method: str,
-    learner: Learner,
+    learner: FewShotLearner,
     network: Stage,
     test: Protocol,
     validation: Protocol,

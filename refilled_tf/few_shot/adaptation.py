@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from refilled_tf.common.errors import require_not_negative, require_whole
 from refilled_tf.data.episodes import Tasks
-from refilled_tf.few_shot.base import Learner, Networks, Pool, merge_classes
+from refilled_tf.few_shot.base import FewShotLearner, Networks, Pool, merge_classes
 from refilled_tf.losses.prototypes import task_cross_entropy
 from refilled_tf.models.networks import with_classifier
 from refilled_tf.models.stacked import Chain, Weights
@@ -55,7 +55,7 @@ def descend(
 
 
 @dataclasses.dataclass(frozen=True)
-class Adaptation(Learner):
+class Adaptation(FewShotLearner):
     """Trains a new top layer, and the network from some layer on, on a task's support.
 
     Every step takes the whole support, centre crops; batch norm keeps its running statistics. All

@@ -70,7 +70,7 @@ class Pool:
         return self._known[key][1]
 
 
-class Learner:
+class FewShotLearner:
     """Learns tasks from their support: a frozen dataclass of hyper-parameters.
 
     A new method for few-shot learning is one file with one such class and, where it is also
@@ -98,7 +98,7 @@ class Learner:
             InputError: naming the layer.
         """
 
-    def candidates(self) -> list[Learner]:
+    def candidates(self) -> list[FewShotLearner]:
         """Returns a learner for each combination of the options given as tuples."""
         options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         grid = {name: value for name, value in options.items() if isinstance(value, tuple | list)}
@@ -189,11 +189,11 @@ class Selection:
 
     protocol: Protocol
     shots: int
-    learner: Learner
+    learner: FewShotLearner
 
     def __post_init__(self):
         require_built("Selection.protocol", self.protocol, Protocol, "@validation/Protocol()")
-        require_built("Selection.learner", self.learner, Learner, "@NearestPrototype()")
+        require_built("Selection.learner", self.learner, FewShotLearner, "@NearestPrototype()")
         require_whole("Selection.shots", self.shots)
         require(
             not self.learner.needs_teacher,
@@ -218,7 +218,9 @@ class Selection:
         return float(np.mean(learner.accuracies(known, pool, tasks)))
 
 
-def require_objective(learner: Learner, objective: Objective, wanted: type[Objective]) -> None:
+def require_objective(
+    learner: FewShotLearner, objective: Objective, wanted: type[Objective]
+) -> None:
     """Refuses a network that has been trained on anything but the wanted kind of objective."""
     require(
         isinstance(objective, wanted),

@@ -13,12 +13,17 @@ from refilled_tf.common.errors import require, require_not_negative, require_who
 from refilled_tf.data.episodes import Tasks
 from refilled_tf.data.recipe import Recipe
 from refilled_tf.few_shot.adaptation import descend, gradient, groups
-from refilled_tf.few_shot.base import Learner, Networks, Pool, merge_classes, require_objective
+from refilled_tf.few_shot.base import (
+    FewShotLearner,
+    Networks,
+    Pool,
+    merge_classes,
+    require_objective,
+)
 from refilled_tf.few_shot.episodic import EpisodicObjective
 from refilled_tf.losses.prototypes import task_cross_entropy
 from refilled_tf.models.stacked import Chain, Weights
-from refilled_tf.objectives.base import Learner as Trainer
-from refilled_tf.objectives.base import Objective
+from refilled_tf.objectives.base import Learner, Objective
 
 
 @gin.register
@@ -63,7 +68,7 @@ class Maml(EpisodicObjective):
         )
 
     def loss_of(
-        self, learner: Trainer, images: tf.Tensor, labels: tf.Tensor, rows: tf.Tensor
+        self, learner: Learner, images: tf.Tensor, labels: tf.Tensor, rows: tf.Tensor
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """Returns the mean loss, and accuracy, of this replica's queries after the inner steps."""
         support, query = (merge_classes(part) for part in self.support_and_query(images))
@@ -80,7 +85,7 @@ class Maml(EpisodicObjective):
 
 @gin.register
 @dataclasses.dataclass(frozen=True)
-class InnerLoop(Learner):
+class InnerLoop(FewShotLearner):
     """Takes gradient steps on the support from the initial weights that `Maml` has trained.
 
     Attributes:

@@ -10,12 +10,12 @@ from sklearn.metrics import pairwise_distances_argmin
 from sklearn.preprocessing import normalize
 
 from refilled_tf.data.episodes import Tasks
-from refilled_tf.few_shot.base import Learner, Networks, Pool, labels_of
+from refilled_tf.few_shot.base import FewShotLearner, Networks, Pool, labels_of
 
 
 @gin.register
 @dataclasses.dataclass(frozen=True)
-class NearestNeighbor(Learner):
+class NearestNeighbor(FewShotLearner):
     """Among l2-normalised embeddings, which stay as they are."""
 
     def answers(self, networks: Networks, pool: Pool, tasks: Tasks) -> np.ndarray:

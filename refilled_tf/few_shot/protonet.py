@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from refilled_tf.common.errors import require_positive
 from refilled_tf.data.episodes import Tasks
-from refilled_tf.few_shot.base import Learner, Networks, Pool, merge_classes
+from refilled_tf.few_shot.base import FewShotLearner, Networks, Pool, merge_classes
 from refilled_tf.few_shot.episodic import EpisodicObjective
 from refilled_tf.losses.prototypes import prototype_logits, task_cross_entropy
 from refilled_tf.models.networks import with_classifier
@@ -47,7 +47,7 @@ class ProtoNet(EpisodicObjective):
 
 @gin.register
 @dataclasses.dataclass(frozen=True)
-class NearestPrototype(Learner):
+class NearestPrototype(FewShotLearner):
     """Answers by the nearest class mean in squared Euclidean distance; embeddings stay."""
 
     def answers(self, networks: Networks, pool: Pool, tasks: Tasks) -> np.ndarray:

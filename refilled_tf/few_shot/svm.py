@@ -11,12 +11,12 @@ from sklearn.svm import LinearSVC
 
 from refilled_tf.common.errors import require_positive
 from refilled_tf.data.episodes import Tasks
-from refilled_tf.few_shot.base import Learner, Networks, Pool, labels_of
+from refilled_tf.few_shot.base import FewShotLearner, Networks, Pool, labels_of
 
 
 @gin.register
 @dataclasses.dataclass(frozen=True)
-class LinearSvm(Learner):
+class LinearSvm(FewShotLearner):
     """scikit-learn's, one class against the rest, on l2-normalised embeddings.
 
     Attributes:

@@ -19,7 +19,7 @@ from refilled_tf.common.errors import DivergedError
 from refilled_tf.data.task import Task, read_index, select
 from refilled_tf.experiment import config, experiment, predictions, training
 from refilled_tf.experiment.experiment import Experiment
-from refilled_tf.experiment.launch import launch, prepare
+from refilled_tf.experiment.launch import launch, open_run
 
 HOLDOUT = 0.2
 _HELD_OUT = f"student.holdout = {HOLDOUT}"
@@ -85,11 +85,11 @@ def steps_within(
     started, count = time.monotonic(), len(names(has_pool)) // 2 + 2
     slowest = names(has_pool)[-2]
     spec = config.load_text(text, [_rows([slowest]), _HELD_OUT])
-    where = prepare(spec, folder, data_dir)
+    run = open_run(spec, folder, data_dir)
     *parents, stage = spec.stages()
     for parent in parents:
-        experiment.finish(parent, where)
-    seconds = training.pace(stage, where)
+        experiment.finish(parent, run)
+    seconds = training.pace(stage, run)
     left = 60 * minutes - (time.monotonic() - started)
     steps = max(LEAST_STEPS, int(left / count / seconds) // EPOCHS * EPOCHS)
     print(

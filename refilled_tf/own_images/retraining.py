@@ -26,7 +26,7 @@ _CONTENT = ("ImageFolder.content", "PhotoFolder.content", "Task.unlabelled", "pa
 Outdated = dict[Path, dict[str, str]]
 
 
-def outdated(spec: Experiment, where: Run) -> Outdated:
+def outdated(spec: Experiment, run: Run) -> Outdated:
     """Finds the folders of an experiment that other settings have made.
 
     Returns:
@@ -34,8 +34,8 @@ def outdated(spec: Experiment, where: Run) -> Outdated:
     """
     found = {}
     for named in spec.specs():
-        if differing := differing_settings(named, where):
-            found[where.folder(named)] = differing
+        if differing := differing_settings(named, run):
+            found[run.folder(named)] = differing
     return found
 
 

@@ -147,9 +147,9 @@ def _model_of(work_dir: Path, name: str, spec: str) -> Path:
 
 def _networks(work_dir: Path) -> dict[str, Path]:
     """Returns the files of a training's networks by stage; one in an ONNX file has none here."""
-    where = Run(work_dir, None, tf.distribute.get_strategy())
-    stages = [each for each in config.load_work_dir(work_dir).stages() if where.is_finished(each)]
-    files = {each.name: where.folder(each) / "model.keras" for each in stages}
+    run = Run(work_dir, None, tf.distribute.get_strategy())
+    stages = [each for each in config.load_work_dir(work_dir).stages() if run.is_finished(each)]
+    files = {each.name: run.folder(each) / "model.keras" for each in stages}
     return {name: file for name, file in files.items() if file.is_file()}
 
 

@@ -32,7 +32,7 @@ RANGES = {
     "Recipe.learning_rate": (0.01, 0.1, 0.3),
 }
 
-Trial = dict[str, Any]
+TuningTrial = dict[str, Any]
 
 
 def run(
@@ -43,7 +43,7 @@ def run(
     count: int,
     data_dir: str | None,
     command: str,
-) -> list[Trial]:
+) -> list[TuningTrial]:
     """Runs trials of the last row on a part of the training images, scored on the rest.
 
     Args:
@@ -67,7 +67,7 @@ def run(
     row = config.load_text(text).rows[-1]
     chain = chain_of(row)
     ranges = ranges_of(chain)
-    trials: list[Trial] = []
+    trials: list[TuningTrial] = []
 
     def accuracy(trial: optuna.Trial) -> float:
         settings = {
@@ -117,7 +117,7 @@ def ranges_of(chain: Sequence[Stage]) -> dict[str, tuple[float, float, float]]:
     return {option: r for option, r in RANGES.items() if option.partition(".")[0] in kinds}
 
 
-def chosen(trials: list[Trial]) -> list[str]:
+def chosen(trials: list[TuningTrial]) -> list[str]:
     """Returns the best trial's settings in gin; of equally good ones the first's."""
     best = max(trials, key=lambda trial: trial["accuracy"])
     return [

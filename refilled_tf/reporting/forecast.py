@@ -17,16 +17,16 @@ class Forecast:
     """Seconds that an image costs in an epoch, from the finished stages of a work_dir.
 
     Args:
-        where: the work_dir.
+        run: the work_dir.
         measured: minutes of stages by their names, for those of which no like is finished.
     """
 
-    def __init__(self, where: Run, measured: Mapping[str, float] | None = None):
+    def __init__(self, run: Run, measured: Mapping[str, float] | None = None):
         """Reads what is finished."""
-        self._where = where
+        self._run = run
         self._measured = measured or {}
         self._costs: dict[tuple, list[float]] = {}
-        for path in where.work_dir.glob("stages/*/result.json"):
+        for path in run.work_dir.glob("stages/*/result.json"):
             facts, result = storage.read_json(path.with_name("stage.json")), storage.read_json(path)
             if result.get("epochs"):
                 settings = facts["settings"]
@@ -47,7 +47,7 @@ class Forecast:
             costs = self._costs.get(_kind(spec.settings()))
         if costs is None:
             return self._measured.get(spec.name)
-        index, recipe = read_index(spec.task.data.source, self._where.data_dir), spec.recipe
+        index, recipe = read_index(spec.task.data.source, self._run.data_dir), spec.recipe
         images = len(select(spec.task, index).train)
         seen = _seen(recipe.steps, recipe.batch_size, recipe.epochs, images)
         return statistics.median(costs) * recipe.cycles * seen / 60
@@ -60,8 +60,8 @@ class Forecast:
         """
         lines, known, unknown, finished = [], 0.0, 0, 0
         for spec, uses in specs:
-            name = self._where.folder(spec).name
-            if self._where.is_finished(spec):
+            name = self._run.folder(spec).name
+            if self._run.is_finished(spec):
                 finished += 1
                 state = "finished"
             elif (minutes := self.minutes(spec)) is None:

@@ -32,17 +32,17 @@ DASHES = ("--", ":", "-.")
 CLASSES = 10  # in a picture of embeddings: as many as there are colours to tell apart
 
 
-def save_all(folder: Path, table: Table, grid: Grid, parts: Sequence[Part], where: Run) -> None:
+def save_all(folder: Path, table: Table, grid: Grid, parts: Sequence[Part], run: Run) -> None:
     """Draws what the finished stages allow: accuracy.png, curves.png, embeddings.png."""
     save_accuracies(folder / "accuracy.png", table, grid)
     pictured = table.pictured or parts[0].column
     spec = next(part.experiment for part in parts if part.column == pictured)
-    stages = [s for s in spec.stages() if where.is_finished(s) and s.recipe]
+    stages = [s for s in spec.stages() if run.is_finished(s) and s.recipe]
     if stages:
-        save_curves(folder / "curves.png", pictured, stages, where, grid.methods)
+        save_curves(folder / "curves.png", pictured, stages, run, grid.methods)
     shown = embeddings_to_show(spec)
-    if shown and all(where.is_finished(stage) for stage in shown):
-        save_embeddings(folder / "embeddings.png", pictured, shown, where)
+    if shown and all(run.is_finished(stage) for stage in shown):
+        save_embeddings(folder / "embeddings.png", pictured, shown, run)
 
 
 def save_accuracies(path: Path, table: Table, grid: Grid) -> None:
@@ -81,7 +81,7 @@ def save_accuracies(path: Path, table: Table, grid: Grid) -> None:
 
 
 def save_curves(
-    path: Path, title: str, stages: Sequence[Stage], where: Run, methods: Sequence[str]
+    path: Path, title: str, stages: Sequence[Stage], run: Run, methods: Sequence[str]
 ) -> None:
     """Draws the loss without weight penalty, and training accuracy, of finished stages.
 
@@ -93,7 +93,7 @@ def save_curves(
     figure.suptitle(title)
     dashes = itertools.cycle(DASHES)
     for stage in stages:
-        file = where.folder(stage) / "history.csv"
+        file = run.folder(stage) / "history.csv"
         if not file.exists():
             continue
         history = read_history(file)
@@ -135,13 +135,13 @@ def embeddings_to_show(spec: experiment.Experiment) -> list[Stage]:
     return chains[-1] if chains else []
 
 
-def save_embeddings(path: Path, title: str, stages: Sequence[Stage], where: Run) -> None:
+def save_embeddings(path: Path, title: str, stages: Sequence[Stage], run: Run) -> None:
     """Draws t-SNE pictures of the same test images in the embeddings of several stages.
 
     The images are those of the last stage's task, of its first `CLASSES` classes.
     """
     data = stages[-1].task
-    images = load(data, where.data_dir)
+    images = load(data, run.data_dir)
     rows = np.flatnonzero(images.test.labels < CLASSES)
     examples = type(images.test)(*(part[rows] for part in images.test))
     plt.rcParams["font.family"] = fonts.families(images.class_names)
@@ -152,7 +152,7 @@ def save_embeddings(path: Path, title: str, stages: Sequence[Stage], where: Run)
     figure.suptitle(f"{title}: test images of the student's classes")
     for plot, stage in zip(axes[0], stages, strict=True):
         crops = batches.scoring_batches(examples, data.data.crop_size)
-        embedding = networks.outputs_of(load_network(stage, where), crops)["embedding"]
+        embedding = networks.outputs_of(load_network(stage, run), crops)["embedding"]
         embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
         perplexity = min(30, (len(rows) - 1) / 3)
         flat = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(embedding)

@@ -194,13 +194,13 @@ def _margins(table: Table, built: Sequence[Part]) -> tuple[tuple[str, ...], tupl
     return methods, columns
 
 
-def collect(table: Table, built: Sequence[Part], where: Run) -> Grid:
+def collect(table: Table, built: Sequence[Part], run: Run) -> Grid:
     """Reads what is finished, and trains nothing.
 
     Args:
         table: for the paper's numbers.
         built: its parts.
-        where: their work_dir.
+        run: their work_dir.
     """
     methods, columns = _margins(table, built)
     seeds_of: dict[tuple[str, str], dict[Path, int]] = {}
@@ -208,7 +208,7 @@ def collect(table: Table, built: Sequence[Part], where: Run) -> Grid:
         for row in part.experiment.rows:
             # What no seed changes, such as a probe of the one teacher, counts once.
             folders = seeds_of.setdefault(_cell_of(table, part, row), {})
-            folders.setdefault(where.folder(row), part.seed)
+            folders.setdefault(run.folder(row), part.seed)
     cells, finished = {}, {}
     for (method, column), folders in seeds_of.items():
         done = {seed: f for f, seed in folders.items() if (f / "result.json").exists()}
@@ -343,12 +343,12 @@ def as_csv(grid: Grid) -> str:
     return out.getvalue()
 
 
-def unique(table_parts: Sequence[Part], where: Run) -> list[tuple[Row, int]]:
+def unique(table_parts: Sequence[Part], run: Run) -> list[tuple[Row, int]]:
     """Returns all that has to be finished, parents first, and how many experiments share it."""
     found: dict[Path, Row] = {}
     uses: Counter[Path] = Counter()
     for part in table_parts:
-        specs = {where.folder(spec): spec for spec in part.experiment.specs()}
+        specs = {run.folder(spec): spec for spec in part.experiment.specs()}
         found |= specs
         uses.update(specs.keys())
     return [(spec, uses[folder]) for folder, spec in found.items()]

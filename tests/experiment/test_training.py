@@ -36,7 +36,7 @@ from refilled_tf.few_shot.base import Protocol, Selection
 from refilled_tf.few_shot.feat import AdaptedPrototypes, Feat
 from refilled_tf.objectives.base import Learner
 from refilled_tf.objectives.local import LocalDistillation
-from refilled_tf.objectives.probe import ProbeDistillation
+from refilled_tf.objectives.probe_distillation import ProbeDistillation
 from refilled_tf.objectives.refit import Refit
 
 pytestmark = pytest.mark.slow

@@ -43,8 +43,8 @@ def _train(folder):
     folder.mkdir()
     spec = digits.experiment(folder, "Experiment.rows = [@student/Stage(), @refilled/Stage()]")
     storage.write_text(folder / config.OPERATIVE, config.operative_config())
-    where = Run(folder, None, tf.distribute.get_strategy())
-    training.train(next(each for each in spec.stages() if each.name == "student"), where)
+    run = Run(folder, None, tf.distribute.get_strategy())
+    training.train(next(each for each in spec.stages() if each.name == "student"), run)
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ from refilled_tf.objectives.fitnet import FitNet
 from refilled_tf.objectives.joint import JointDistillation
 from refilled_tf.objectives.local import LocalDistillation
 from refilled_tf.objectives.nst import NeuronSelectivity
-from refilled_tf.objectives.probe import ProbeDistillation
+from refilled_tf.objectives.probe_distillation import ProbeDistillation
 from refilled_tf.objectives.regression import EmbeddingRegression
 from refilled_tf.objectives.relationship import RelationshipMatching
 from refilled_tf.objectives.rkd import RelationalDistillation
