@@ -157,15 +157,7 @@ def build(kind: type, files: Sequence[str | Path], params: Sequence[str]):
     try:
         gin.parse_config_files_and_bindings([str(path) for path in files], list(params))
         return gin.get_configurable(kind)()
-    except (
-        ValueError,
-        TypeError,
-        SyntaxError,
-        OSError,
-        RuntimeError,
-        ImportError,
-        InputError,
-    ) as error:
+    except REFUSALS as error:
         # gin appends where the error happened on further lines; the first one says what.
         first, *places = str(error).strip().splitlines()
         if isinstance(error, InputError):

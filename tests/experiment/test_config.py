@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 
 from refilled_tf.common.errors import InputError
 from refilled_tf.data.splits import (
@@ -17,6 +18,7 @@ from refilled_tf.data.splits import (
 from refilled_tf.experiment import config
 from refilled_tf.models.efficientnet_lite import EfficientNetLite0
 from refilled_tf.models.mobilenet import MobileNetV2, MobileNetV3Small
+from refilled_tf.objectives.base import GlobalBatch
 
 GIN = Path(__file__).resolve().parents[2] / "gin"
 # What two experiments share: they leave the choice of the class split to them.
@@ -423,37 +425,24 @@ def test_what_needs_no_quotes_is_taken(param):
     config.require_quotes([param])
 
 
-METHOD = """
-import dataclasses
-
-import gin
-
-from refilled_tf.objectives.cross_entropy import CrossEntropy
-
-
-@gin.register
-@dataclasses.dataclass(frozen=True)
-class OfMine(CrossEntropy):
-    strength: float = 1.0
-"""
-
-
-def test_modules_of_ones_own_are_imported_by_gin_files(tmp_path, monkeypatch):
-    """And by the operative config, from which a work_dir is loaded again."""
+def test_method_of_the_documents_works(tmp_path, monkeypatch):
+    """As docs/extending.md has it; its work_dir is loaded again by what it imports."""
+    text = (GIN.parent / "docs/extending.md").read_text()
+    _, (kind, code), (_, row) = re.findall(r"```(\w*)\n(.*?\n)```", text, re.DOTALL)
+    assert kind == "python"
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "of_mine.py").write_text(METHOD)
-    (tmp_path / "mine.gin").write_text(
-        "import of_mine\ninclude 'quickstart.gin'\nstudent/Stage.objective = @OfMine()\n"
-        "student/OfMine.strength = 2.0"
-    )
-    spec = config.load_experiment(["mine.gin"])
+    (tmp_path / "my_method.py").write_text(code)
+    (tmp_path / "mine.gin").write_text(row)
+    spec = config.load_experiment(["mine.gin"], ["SameDistances.weight = 2.0"])
     (tmp_path / config.OPERATIVE).write_text(config.operative_config())
-    again = config.load_work_dir(tmp_path)
-    assert spec == again
-    assert (
-        next(stage for stage in again.stages() if stage.name == "student").objective.strength == 2
-    )
+    assert config.load_work_dir(tmp_path) == spec
+    objective = spec.rows[1].start.objective
+    # Orthogonal embeddings against equal ones: two of four inner products differ by 1.
+    outputs = [{"embedding": tf.constant(x)} for x in ([[1.0, 0.0], [0.0, 1.0]], [[1.0], [1.0]])]
+    batch = GlobalBatch(tf.zeros([2], tf.int32), *outputs, fitted={}, epoch=tf.constant(0.0))
+    loss, parts = objective(batch)
+    assert (float(loss), float(parts["distances"])) == (1.0, 0.5)
 
 
 def test_module_that_is_not_there_is_named(tmp_path):
