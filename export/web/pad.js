@@ -6,7 +6,7 @@ const SIDE = 28;
 const BOX = 20;
 const STROKE = 2.4;
 
-const ZOOM = 10; // a picture is first drawn so much larger, then averaged
+const ZOOM = 8; // a picture is first drawn so much larger, then averaged
 const PEN = 0.06; // how thick strokes are on the pad, as a share of its side
 
 /** A canvas that shows what is drawn on it with a mouse, a pen or a finger: white on black. */
@@ -87,17 +87,18 @@ export function framed(strokes) {
   // A dot stays one.
   const scale = (ZOOM * (BOX - STROKE)) / Math.max(extent, 1);
   const [middleX, middleY] = ranges.map(([low, high]) => (low + high) / 2);
-  const large = drawn(ZOOM * SIDE, (context) => {
-    const half = (ZOOM * SIDE) / 2;
-    const moved = strokes.map((stroke) =>
-      stroke.map(([x, y]) => [half + scale * (x - middleX), half + scale * (y - middleY)]),
-    );
-    trace(context, moved, ZOOM * STROKE);
-  });
-  const [x, y] = centreOfMass(large).map((place) => SIDE / 2 - place / ZOOM);
+  const half = (ZOOM * SIDE) / 2;
+  const large = (x, y) =>
+    drawn(2 * half, (context) => {
+      const moved = strokes.map((stroke) =>
+        stroke.map((place) => [half + scale * (place[0] - x), half + scale * (place[1] - y)]),
+      );
+      trace(context, moved, ZOOM * STROKE);
+    });
+  const [x, y] = centreOfMass(large(middleX, middleY)).map((place) => (place - half) / scale);
   return drawn(SIDE, (context) => {
     context.imageSmoothingQuality = "high";
-    context.drawImage(large, x, y, SIDE, SIDE);
+    context.drawImage(large(middleX + x, middleY + y), 0, 0, SIDE, SIDE);
   });
 }
 
@@ -117,10 +118,11 @@ function trace(context, strokes, width) {
     lineJoin: "round",
     strokeStyle: "white",
   });
-  for (const [start, ...rest] of strokes) {
+  for (const [[x, y], ...rest] of strokes) {
     context.beginPath();
-    context.moveTo(...start);
-    [start, ...rest].forEach((place) => context.lineTo(...place));
+    context.moveTo(x, y);
+    context.lineTo(x + 0.01, y); // of a line without any length, nothing would be drawn
+    rest.forEach((place) => context.lineTo(...place));
     context.stroke();
   }
 }

@@ -1,6 +1,6 @@
 """Serves this page on this machine, and shows it if there is a screen.
 
-python3 export/web/serve.py [PORT] [PAGE], with PORT 0 for any that is free and PAGE "?draw" to begin
+python3 export/web/serve.py [PORT] [PAGE], with PORT 0 for any that is free, PAGE "?draw" to begin
 with the canvas. Python's own library is all it needs.
 """
 

@@ -108,4 +108,3 @@ def for_graph(encoded: bytes) -> bytes:
     out = io.BytesIO()
     PIL.Image.fromarray(decode(encoded)).save(out, "PNG", compress_level=1)
     return out.getvalue()
-
