@@ -339,6 +339,7 @@ def pad(request, browser, address):
         page.wait_for("model", "^model.tflite: ")
         yield page, PointerInput(request.param, request.param)
     finally:
+        ActionBuilder(browser).clear_actions()  # lifts what is still on the canvas
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
