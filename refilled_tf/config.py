@@ -14,7 +14,14 @@ from refilled_tf import experiment as experiments
 from refilled_tf import tables
 
 # Importing a module registers what gin files may name.
-from refilled_tf.data import image_folder, sources, splits, task, unlabelled  # noqa: F401
+from refilled_tf.data import (  # noqa: F401
+    image_folder,
+    letters,
+    sources,
+    splits,
+    task,
+    unlabelled,
+)
 from refilled_tf.errors import InputError, alternatives, choices, gin_param, one_line, require
 from refilled_tf.few_shot import (  # noqa: F401
     feat,

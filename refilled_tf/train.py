@@ -10,7 +10,7 @@ from pathlib import Path
 
 from absl import flags
 
-from refilled_tf import report
+from refilled_tf import pictures, report
 from refilled_tf.entry import command_line, run_main
 from refilled_tf.errors import require
 from refilled_tf.launch import launch
@@ -28,7 +28,9 @@ def main(argv: list[str]) -> None:
     require(bool(FLAGS.gin_file), "--gin_file is missing, such as --gin_file=gin/quickstart.gin")
     work_dir = Path(FLAGS.work_dir or Path("runs") / Path(FLAGS.gin_file[0]).stem)
     command = command_line("refilled_tf.train")
-    _, where, results = launch(FLAGS.gin_file, FLAGS.gin_param, work_dir, FLAGS.data_dir, command)
+    spec, where, results = launch(
+        FLAGS.gin_file, FLAGS.gin_param, work_dir, FLAGS.data_dir, command
+    )
     if where.is_chief:
         print(f"\n{report.table(results['rows'])}\n")
         print(f"Results  {work_dir / 'results.json'}")
@@ -36,6 +38,9 @@ def main(argv: list[str]) -> None:
         if few_shot:
             report.save_shots_picture(work_dir / "shots.png", results["rows"])
             print(f"Picture  {work_dir / 'shots.png'}")
+        elif stages := pictures.classifiers(spec):
+            pictures.save_answers(work_dir / "answers.png", stages, where)
+            print(f"Picture  {work_dir / 'answers.png'}")
         print(f"Models   {work_dir / 'stages' / '*' / 'model.keras'}")
         print(f"Curves   tensorboard --logdir {shlex.quote(str(work_dir))}")
         options = [f"--work_dir={work_dir}"]
