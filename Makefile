@@ -6,17 +6,31 @@ TFX := .venv-tfx
 TFX_DEMO := export/tfx_demo
 WEB := export/web
 PORT := 8000
+# What `make train` trains, the row of it that one would ship, and that as a file.
+TRAINED := runs/quickstart
+ROW := probe_pool
+DIGITS := exports/quickstart/refilled_none.tflite
 
 export PYTHON  # so that both `make PYTHON=...` and the environment reach tools/*.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint tfx-demo web-demo
+.PHONY: help train demo test lint tfx-demo web-demo
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
 
-train: $(STAMP)  ## set up .venv, then train a small student by relationship matching
-	$(RUN) refilled_tf.train --gin_file=gin/quickstart.gin
+train: $(STAMP)  ## set up .venv, then distil a teacher of printed letters into a reader of digits
+	$(RUN) refilled_tf.train --gin_file=gin/quickstart.gin --work_dir=$(TRAINED)
+
+demo: $(DIGITS) $(WEB)/node_modules/.package-lock.json  ## draw digits for what `make train` has trained
+	cp "$(DIGITS)" $(WEB)/model.tflite
+	python3 $(WEB)/serve.py $(PORT) '?draw'
+
+$(DIGITS): $(TRAINED)/stages/$(ROW)/result.json
+	$(RUN) export.tflite --work_dir=$(TRAINED) --stage=$(ROW) --quantize=none --output_dir=$(@D)
+
+$(TRAINED)/stages/$(ROW)/result.json:
+	$(MAKE) train
 
 test: $(STAMP)  ## run the tests, or some: TESTS=tests/export, TESTS='-m stack'
 	$(RUN) pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder \
@@ -36,7 +50,7 @@ $(TFX)/requirements.stamp: $(TFX_DEMO)/requirements.txt $(TFX_DEMO)/tfx.txt $(TF
 
 web-demo: $(WEB)/node_modules/.package-lock.json  ## try a model in a browser: MODEL=FILE.tflite
 	$(if $(MODEL),cp "$(MODEL)",rm -f) $(WEB)/model.tflite
-	python3 -m http.server --bind localhost --directory $(WEB) $(PORT)
+	python3 $(WEB)/serve.py $(PORT)
 
 # npm writes this file last.
 $(WEB)/node_modules/.package-lock.json: $(WEB)/package-lock.json

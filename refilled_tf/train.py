@@ -12,8 +12,8 @@ from absl import flags
 
 from refilled_tf.common.entry import command_line, run_main
 from refilled_tf.common.errors import require
-from refilled_tf.experiment.launch import launch
-from refilled_tf.reporting import report
+from refilled_tf.experiment.experiment.launch import launch
+from refilled_tf.reporting import pictures, report
 
 FLAGS = flags.FLAGS
 flags.DEFINE_multi_string("gin_file", [], "A gin file; repeated ones are applied in order.")
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
     require(bool(FLAGS.gin_file), "--gin_file is missing, such as --gin_file=gin/quickstart.gin")
     work_dir = Path(FLAGS.work_dir or Path("runs") / Path(FLAGS.gin_file[0]).stem)
     command = command_line("refilled_tf.train")
-    _, run, results = launch(FLAGS.gin_file, FLAGS.gin_param, work_dir, FLAGS.data_dir, command)
+    spec, run, results = launch(FLAGS.gin_file, FLAGS.gin_param, work_dir, FLAGS.data_dir, command)
     if run.is_chief:
         print(f"\n{report.table(results['rows'])}\n")
         print(f"Results  {work_dir / 'results.json'}")
@@ -36,6 +36,9 @@ def main(argv: list[str]) -> None:
         if few_shot:
             report.save_shots_picture(work_dir / "shots.png", results["rows"])
             print(f"Picture  {work_dir / 'shots.png'}")
+        elif stages := pictures.classifiers(spec):
+            pictures.save_answers(work_dir / "answers.png", stages, run)
+            print(f"Picture  {work_dir / 'answers.png'}")
         print(f"Models   {work_dir / 'stages' / '*' / 'model.keras'}")
         print(f"Curves   tensorboard --logdir {shlex.quote(str(work_dir))}")
         options = [f"--work_dir={work_dir}"]

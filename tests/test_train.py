@@ -16,14 +16,17 @@ import commands
 import matplotlib.image
 import numpy as np
 import pytest
+import tensorflow as tf
 import tiny
 from absl import flags, logging
 from absl.testing import flagsaver
+from refilled_tf.experiment.experiment.run import Run
 
 from refilled_tf import train
 from refilled_tf.common import stack
 from refilled_tf.common.entry import run_main
-from refilled_tf.experiment import config
+from refilled_tf.experiment.experiment import config
+from refilled_tf.reporting import pictures
 
 TIME_LIMIT = 120
 
@@ -219,6 +222,31 @@ def test_run_prints_the_table_and_leaves_results(trained):
     assert results["replicas"] == 1
     assert results["versions"] == stack.versions()
     assert (folder / "work" / config.OPERATIVE).is_file()
+
+
+def test_picture_shows_what_is_in_the_predictions(trained, monkeypatch):
+    folder, done = trained
+    work = folder / "work"
+    assert "Picture  work/answers.png\n" in done.stdout
+    assert matplotlib.image.imread(work / "answers.png").std() > 0.05
+
+    figures = []
+    monkeypatch.setattr(pictures, "_save", lambda figure, path: figures.append(figure))
+    stages = pictures.classifiers(config.load_work_dir(work))
+    assert [stage.name for stage in stages] == ["teacher", "student", "refilled"]
+    pictures.save_answers(work / "a.png", stages, Run(work, None, tf.distribute.get_strategy()))
+    (figure,) = figures
+    methods = [text.get_text() for text in figure.axes[0].texts if text.get_ha() == "right"]
+    assert methods == [stage.method for stage in stages]
+    for number, digit in enumerate("56789"):
+        answers = [text for text in figure.axes[number].texts if text.get_ha() == "center"]
+        assert answers[0].get_text() in "01234"  # the teacher's own
+        assert answers[0].get_color() == "black"
+        for stage, text in zip(stages[1:], answers[1:], strict=True):
+            lines = (work / "stages" / stage.name / "predictions.csv").read_text().splitlines()
+            first = next(line.split(",")[2] for line in lines if line.split(",")[1] == digit)
+            assert text.get_text() == first
+            assert text.get_color() == (pictures.RIGHT if first == digit else pictures.WRONG)
 
 
 def test_evaluate(trained):

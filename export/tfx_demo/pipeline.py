@@ -24,7 +24,7 @@ from refilled_tf.common.errors import require
 FLAGS = flags.FLAGS
 flags.DEFINE_string("output_dir", "runs/tfx_demo", "Where everything goes.")
 
-FIRST = 5  # of the student's digits; the teacher's, in quickstart.gin, are those before
+FIRST = 5  # of the student's digits; the teacher's, in digits_halves.gin, are those before
 STEPS = 150
 LOWEST_ACCURACY = 0.6  # of what is pushed; a guess has 0.2
 LABEL = "image/class/label"
@@ -85,7 +85,7 @@ def pipeline(folder: Path) -> tfx.dsl.Pipeline:
         train_args=tfx.proto.TrainArgs(num_steps=STEPS),
         eval_args=tfx.proto.EvalArgs(),
         custom_config={
-            "gin_file": "quickstart.gin",
+            "gin_file": "digits_halves.gin",
             "gin_params": ["Experiment.rows = [@refilled/Stage()]"],
         },
     )

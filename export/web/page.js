@@ -1,18 +1,20 @@
-// What the page does: models, pictures and the camera in, bars out.
+// What the page does: models, pictures, the camera and drawings in, bars out.
 
 import * as camera from "./camera.js";
 import { load } from "./classifier.js";
+import { Pad } from "./pad.js";
 
 const DEFAULT_MODEL = "model.tflite"; // beside this page, if the demo was started with one
+const DRAW = "draw"; // a page whose address ends in ?draw opens with the pad
 
 const element = (id) => document.getElementById(id);
-const hint = element("hint");
 const video = document.createElement("video");
 Object.assign(video, { muted: true, playsInline: true, ariaLabel: "What the camera sees" });
 
 let classifier = null;
 let description = "None yet. Choose one, or drop it anywhere on this page.";
-let picture = null;
+let picture = null; // what is classified
+let still = element("hint"); // what is to be seen of it, in the frame where the camera is off
 
 // Models and pictures.
 
@@ -27,6 +29,7 @@ async function useModel(file) {
   } finally {
     element("model").textContent = description;
   }
+  forget();
   await answer();
 }
 
@@ -50,17 +53,24 @@ async function usePicture(file) {
     URL.revokeObjectURL(image.src);
   }
   picture = image;
-  showCamera(false);
+  still = image;
+  show(still);
+  forget();
   await answer();
 }
 
+/** Takes the bars away, which were another model's or another picture's. */
+function forget() {
+  element("bars").replaceChildren();
+  element("note").textContent = "";
+}
+
 async function answer() {
-  element("bars").replaceChildren(); // they were another model's or another picture's
   if (classifier === null || picture === null) {
+    forget();
     element("note").textContent = `Waiting for a ${classifier === null ? "model" : "picture"}.`;
     return;
   }
-  element("note").textContent = "";
   const { classes, milliseconds } = await classifier.classify(picture);
   element("bars").replaceChildren(...classes.map(bar));
   element("note").textContent = `${milliseconds.toFixed(1)} ms of inference on this device`;
@@ -83,7 +93,7 @@ async function startCamera() {
   } finally {
     element("start").disabled = false;
   }
-  showCamera(true);
+  show(video);
   element("take").focus();
 }
 
@@ -94,17 +104,46 @@ async function takePicture() {
 }
 
 function stopCamera() {
-  showCamera(false);
+  show(still);
   element("start").focus();
 }
 
-function showCamera(on) {
-  if (!on) {
+// The pad.
+
+let drawn = false; // since the last answer
+
+const pad = new Pad(() => {
+  // Places come faster than answers.
+  if (!drawn) {
+    drawn = true;
+    enqueue(useDrawing, "picture-error");
+  }
+});
+
+async function useDrawing() {
+  drawn = false;
+  if (still === pad.canvas) {
+    picture = pad.picture;
+    await answer();
+  }
+}
+
+function openPad() {
+  still = pad.canvas;
+  show(still);
+  pad.clear();
+}
+
+/** Puts the pad, the camera's picture or another one into the frame, with the buttons it needs. */
+function show(what) {
+  if (what !== video) {
     camera.stop(video);
   }
-  element("frame").replaceChildren(on ? video : (picture ?? hint));
-  element("sources").hidden = on;
-  element("shutter").hidden = !on;
+  element("frame").replaceChildren(what);
+  element("sources").hidden = what === video;
+  element("shutter").hidden = what !== video;
+  element("draw").hidden = what === pad.canvas;
+  element("clear").hidden = what !== pad.canvas;
 }
 
 // What a person does.
@@ -139,6 +178,12 @@ for (const [id, open] of [["model-file", openModel], ["picture-file", openPictur
 element("start").addEventListener("click", () => attempt(startCamera, "picture-error"));
 element("take").addEventListener("click", () => attempt(takePicture, "picture-error"));
 element("stop").addEventListener("click", stopCamera);
+element("draw").addEventListener("click", openPad);
+element("clear").addEventListener("click", () => pad.clear());
+
+if (new URLSearchParams(location.search).has(DRAW)) {
+  openPad();
+}
 
 const dragging = (on) => document.body.classList.toggle("dragging", on);
 

