@@ -9,7 +9,7 @@ PORT := 8000
 # What `make train` trains, the row of it that one would ship, and that as a file.
 TRAINED := runs/quickstart
 ROW := probe_pool
-DIGITS := exports/quickstart/refilled_none.tflite
+DIGITS := exports/quickstart/$(ROW)_none.tflite
 
 export PYTHON  # so that both `make PYTHON=...` and the environment reach tools/*.sh
 
