@@ -14,10 +14,10 @@ from sklearn.manifold import TSNE
 from refilled_tf.common import storage
 from refilled_tf.data import batches
 from refilled_tf.data.task import Examples, load, read_index, select
-from refilled_tf.experiment.experiment import experiment
-from refilled_tf.experiment.experiment.loading import load_network, read_history
-from refilled_tf.experiment.experiment.run import Run
-from refilled_tf.experiment.experiment.stage import Stage
+from refilled_tf.experiment.experiment.experiment import experiment
+from refilled_tf.experiment.experiment.experiment.loading import load_network, read_history
+from refilled_tf.experiment.experiment.experiment.run import Run
+from refilled_tf.experiment.experiment.experiment.stage import Stage
 from refilled_tf.models import networks
 from refilled_tf.reporting import fonts
 from refilled_tf.reporting.tables import Grid, Part, Table
@@ -191,6 +191,11 @@ def save_answers(path: Path, stages: Sequence[Stage], run: Run) -> None:
     rows = np.unique(data.test.labels, return_index=True)[1][:CLASSES]
     examples = _taken(data.test, rows)
     crops = np.concatenate([*batches.scoring_batches(examples, task.data.crop_size)])
+    names = [
+        select(each.task, read_index(each.task.data.source, run.data_dir)).class_names
+        for each in stages
+    ]
+    plt.rcParams["font.family"] = fonts.families(itertools.chain.from_iterable(names))
     figure, axes = plt.subplots(
         1, len(rows), figsize=(3 + len(rows), 1.6 + 0.3 * len(stages)), squeeze=False,
         gridspec_kw={"top": 0.98, "bottom": 0.3 * len(stages) / (1.6 + 0.3 * len(stages)),
@@ -202,13 +207,13 @@ def save_answers(path: Path, stages: Sequence[Stage], run: Run) -> None:
     for line, stage in enumerate(stages):
         own = stage.task.role == task.role
         logits = networks.outputs_of(load_network(stage, run), [crops])["logits"]
-        names = select(stage.task, read_index(stage.task.data.source, run.data_dir)).class_names
+        shown = fonts.drawable(names[line])
         below = {"y": -0.2 - 0.32 * line, "va": "top", "fontsize": 10}
         axes[0, 0].text(x=-0.2, s=stage.method, ha="right", **below, transform=axes[0, 0].transAxes)
         for plot, label, answer in zip(axes[0], examples.labels, logits.argmax(-1), strict=True):
             color = "black" if not own else RIGHT if answer == label else WRONG
             plot.text(
-                x=0.5, s=_short(names[answer]), ha="center", color=color, **below,
+                x=0.5, s=_short(shown[answer]), ha="center", color=color, **below,
                 transform=plot.transAxes, parse_math=False,
             )  # fmt: skip
     _save(figure, path)
