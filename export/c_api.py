@@ -76,7 +76,7 @@ def _library() -> ctypes.CDLL:
 
 
 class SavedModel:
-    """What a folder holds, restored for serving.
+    """A SavedModel, restored for serving.
 
     Attributes:
         signatures: `SignatureDef` by name.

@@ -50,7 +50,7 @@ Inputs = dict[str, list[bytes]]
 
 
 class Classes(NamedTuple):
-    """What a signature answers for B images: the most probable classes, best first.
+    """A signature's answer for B images: the most probable classes, best first.
 
     Attributes:
         classes: [B, k] names.

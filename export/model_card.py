@@ -1,4 +1,4 @@
-"""What a person should know of an exported model, as a page of Markdown."""
+"""The model card of an export, in Markdown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What TensorFlow Serving needs beside the versions: BASE/server/.
+"""Files that TensorFlow Serving needs beside the versions: BASE/server/.
 
 models.config      which versions to serve, and their labels "stable" and "canary"
 batching.config    how requests that arrive together would be joined, if the server is told to

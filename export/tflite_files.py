@@ -51,7 +51,7 @@ Classifier = Callable[[np.ndarray], np.ndarray]
 
 
 def check(quantizations: Sequence[str], output_dir: Path) -> None:
-    """Refuses what cannot be written, before any work.
+    """Rejects what cannot be written, before any work.
 
     Raises:
         InputError: naming the option at fault.

@@ -1,4 +1,4 @@
-"""What TFX's Trainer calls: Trainer(run_fn="export.tfx_module.run_fn", …).
+"""The module of TFX's Trainer: Trainer(run_fn="export.tfx_module.run_fn", …).
 
 The student learns from the examples that the pipeline hands over, under the teacher that a gin
 file describes; Evaluator, Pusher and servers find the same SavedModel as `export.saved_model`

@@ -42,7 +42,7 @@ def publish(trained: Trained, base: Path) -> Path:
 
 
 def check_base(base: Path) -> None:
-    """Refuses a folder that no version can be added to.
+    """Rejects a folder that no version can be added to.
 
     Raises:
         InputError: it cannot be written, or its models.config cannot be read.

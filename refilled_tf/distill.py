@@ -138,7 +138,7 @@ def distil(output: Path, command: str) -> None:
 
 
 class Plan(NamedTuple):
-    """What is to be done.
+    """The plan of a distillation.
 
     Attributes:
         text: the experiment as gin text, of which the rows are yet to be chosen.
@@ -154,7 +154,7 @@ class Plan(NamedTuple):
 
 
 def renew(plan: Plan, output: Path) -> None:
-    """Refuses an output of other images or options or, with --retrain, sets aside what is outdated.
+    """Rejects an output of other images or options or, with --retrain, sets aside what is outdated.
 
     Raises:
         InputError: saying all that has changed.

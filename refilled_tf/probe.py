@@ -35,7 +35,7 @@ STUDENT = students.parse("MobileNet", 0.25)  # which is never built
 
 
 class Score(NamedTuple):
-    """What a teacher's embedding is worth on some classes.
+    """Scores of a teacher's embedding on some classes.
 
     Attributes:
         name: as the command line names the teacher.
@@ -60,7 +60,7 @@ class Score(NamedTuple):
 
 
 def check(task: Task, folds: int, data_dir: str | None) -> None:
-    """Refuses classes that cannot be cross-validated, before any network runs.
+    """Rejects classes that cannot be cross-validated, before any network runs.
 
     Raises:
         InputError: naming the class with the fewest images.

@@ -96,7 +96,7 @@ def table_file(name: str, scale: str) -> Path:
 
 
 def check_work_dir(work_dir: Path, scale: str) -> None:
-    """Refuses a folder of the other scale, with other things in it, or that cannot be written.
+    """Rejects a folder of the other scale, with other things in it, or that cannot be written.
 
     Raises:
         InputError: naming the folder.
@@ -119,7 +119,7 @@ def check_work_dir(work_dir: Path, scale: str) -> None:
 
 
 class Plan(NamedTuple):
-    """What there is to do for a table.
+    """The work for a table.
 
     Attributes:
         name: of its folder.
@@ -137,7 +137,7 @@ class Plan(NamedTuple):
 
     @property
     def specs(self) -> list[tuple[experiment.Row, int]]:
-        """What has to be finished, parents first, and how many experiments share each."""
+        """All stages and rows to finish, parents first, and how many experiments share each."""
         return tables.unique(self.parts, self.run)
 
 
@@ -257,7 +257,7 @@ def _still_to_do(
 
 
 def _try(spec: experiment.Row, failed: list[str], run: Run) -> bool:
-    """Finishes a row or stage, unless it is finished, or not its turn, or another process's.
+    """Runs a stage or row if its parents are finished and no other process holds it.
 
     Returns:
         Whether this process has done anything.

@@ -1,4 +1,4 @@
-"""What a caller is told when a request fails: one exception for gRPC and for REST."""
+"""Errors of requests: one exception for gRPC and for REST."""
 
 from __future__ import annotations
 

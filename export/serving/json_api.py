@@ -117,7 +117,7 @@ def classify(model: Model, body: bytes) -> Call[bytes]:
 
 
 def regress(model: Model, body: bytes) -> Call:
-    """Refuses a :regress call, as `model` does.
+    """Rejects a :regress call, as `model` does.
 
     Raises:
         RequestError: always.

@@ -53,7 +53,7 @@ class Version:
 
 
 class Wanted(NamedTuple):
-    """What a folder of versions says is to be served.
+    """The versions and labels that a folder asks to be served.
 
     Attributes:
         folders: of all versions that are there.

@@ -1,4 +1,4 @@
-"""What the server has done, under TensorFlow Serving's names and in its units, microseconds."""
+"""Metrics of the server, under TensorFlow Serving's names and in its units, microseconds."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ Answer = TypeVar("Answer")
 
 
 class Inputs(NamedTuple):
-    """What a signature is given, by the name of the input."""
+    """Inputs of a signature, by name."""
 
     signature: str
     arrays: Arrays
@@ -54,7 +54,7 @@ class Inputs(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a request may hold.
+    """Limits of a request.
 
     Attributes:
         rows: the most examples or images.
@@ -146,7 +146,7 @@ class Model:
         return self._call(name, {"inputs": np.array(examples, object)}, response)
 
     def regress(self, request: RegressionRequest) -> Call:
-        """Refuses a Regress request as TensorFlow Serving does where no signature is for it.
+        """Rejects a Regress request as TensorFlow Serving does where no signature is for it.
 
         Raises:
             RequestError: always; the models classify.

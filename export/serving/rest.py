@@ -37,7 +37,7 @@ CORS = {
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What a caller may ask for, and how long it may take.
+    """Limits of a REST call: what may be asked for, and how long it may take.
 
     Attributes:
         max_bytes: larger bodies are refused, packed or unpacked.
@@ -129,7 +129,7 @@ class Rest:
 
 
 class _Server(web.Server):
-    """Refuses connections when there are too many."""
+    """Rejects connections when there are too many."""
 
     def __init__(self, max_connections: int, *args, **kwargs):
         super().__init__(*args, **kwargs)

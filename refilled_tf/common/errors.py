@@ -1,4 +1,4 @@
-"""What ends a command without a traceback."""
+"""Errors that end a command in one line instead of a traceback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a result depends on: the options of nested dataclasses, under the names gin has for them.
+"""Settings that a result depends on: options of nested dataclasses, under their names in gin.
 
 An option says itself, by the metadata of its field, where it is none of the settings.
 """
@@ -27,7 +27,7 @@ def prefixed(prefix: str) -> dict[str, str]:
 
 
 class Named(Protocol):
-    """What has settings and a folder: a stage, or a row with results of its own.
+    """A stage, or a row with results of its own: it has settings and a folder.
 
     Attributes:
         name: of the folder.

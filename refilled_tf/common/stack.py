@@ -1,4 +1,4 @@
-"""What this runs on, and what a file of Keras's is: of which version, and whether it is code."""
+"""Versions of Python, TensorFlow and Keras, of this process and of Keras files."""
 
 from __future__ import annotations
 

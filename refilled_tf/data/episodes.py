@@ -17,7 +17,7 @@ from refilled_tf.data.task import Examples, Task, load, read_index, select
 
 
 class Facts(NamedTuple):
-    """What is known of a pool of images before any is decoded.
+    """Facts about a pool of images, known before any is decoded.
 
     Attributes:
         labels: [N] int32, 0 … C-1.

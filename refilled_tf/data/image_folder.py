@@ -63,7 +63,7 @@ class Photo(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Survey:
-    """What is in a folder.
+    """Contents of a folder of images.
 
     Attributes:
         photos: by key.
@@ -198,7 +198,7 @@ class ImageFolder:
             yield row, (self._root / str(key)).read_bytes()
 
     def _require_none(self, conflicts: Sequence[str], crossings: Sequence[str]) -> None:
-        """Refuses files that are in two classes, or in training and test, all at once."""
+        """Rejects files that are in two classes, or in training and test, all at once."""
         faults = []
         if conflicts:
             skip = gin_param("ImageFolder.on_conflict", "skip")
@@ -220,7 +220,7 @@ class ImageFolder:
             )
 
     def _require_one_spelling(self, survey: Survey) -> None:
-        """Refuses such as train/cat beside test/Cat."""
+        """Rejects such as train/cat beside test/Cat."""
         parts = collections.defaultdict(set)
         for photo in survey.photos:
             parts[photo.class_name].add(survey.trains(photo))
@@ -314,7 +314,7 @@ def _why_passed_over(path: Path, otherwise: str) -> str:
 
 
 def _require_level(root: Path, files: Sequence, without: Sequence[Path]) -> None:
-    """Refuses a folder one level above or below a folder of classes.
+    """Rejects a folder one level above or below a folder of classes.
 
     Args:
         root: the folder.
@@ -362,7 +362,7 @@ def _image_below(folder: Path) -> Path | None:
 
 
 def _require_images(root: Path, without: Sequence[Path]) -> None:
-    """Refuses classes without an image.
+    """Rejects classes without an image.
 
     Args:
         root: the folder.
@@ -387,7 +387,7 @@ def _require_images(root: Path, without: Sequence[Path]) -> None:
 
 
 def _require_readable(root: Path, files: Sequence[Path]) -> None:
-    """Refuses files that this user may not read."""
+    """Rejects files that this user may not read."""
     closed = [file.relative_to(root).as_posix() for file in files if not os.access(file, os.R_OK)]
     if closed:
         raise InputError(
@@ -398,7 +398,7 @@ def _require_readable(root: Path, files: Sequence[Path]) -> None:
 
 
 def _require_utf8(root: Path, file: Path) -> None:
-    """Refuses a path that could not be written into a report or an export."""
+    """Rejects a path that could not be written into a report or an export."""
     try:
         str(file).encode()
     except UnicodeEncodeError as error:

@@ -39,7 +39,7 @@ UNKNOWN_DATASET = (tfds.core.DatasetNotFoundError, ValueError, AssertionError)
 
 
 class Index(NamedTuple):
-    """What is known of a dataset before any image is decoded.
+    """Facts about a dataset, known before any image is decoded.
 
     Attributes:
         keys: [N] strings that identify the images, unique, independent of storage order.
@@ -58,7 +58,7 @@ class Index(NamedTuple):
 
 @runtime_checkable
 class Source(Protocol):
-    """What the rest of the program asks of a source."""
+    """A dataset of images: names and labels at once, pixels on demand."""
 
     def index(self, data_dir: str | None) -> Index:
         """Returns the facts about every image, in an arbitrary but fixed order."""

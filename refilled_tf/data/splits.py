@@ -18,7 +18,7 @@ from refilled_tf.common.errors import require
 
 @dataclasses.dataclass(frozen=True)
 class ClassSplit:
-    """Whose classes are whose, as ids of the dataset, ascending.
+    """Classes of each role, as ids of the dataset, ascending.
 
     Attributes:
         teacher: the classes that teach; in few-shot learning the SEEN ones (meta-train).
@@ -207,7 +207,7 @@ def _sorted_split(*parts) -> ClassSplit:
 
 
 def check_class_split(split: ClassSplit, class_names) -> None:
-    """Refuses a split in which teacher and student overlap in part or have too few classes.
+    """Rejects a split in which teacher and student overlap in part or have too few classes.
 
     Validation classes may be missing; where there are some, nobody else has them.
 

@@ -1,1 +1,1 @@
-"""What a trained network is worth: embedding quality, probes, comparison with another."""
+"""Evaluation of trained networks: embedding quality, probes, paired comparison."""

@@ -1,4 +1,4 @@
-"""What is refused before anything is trained."""
+"""Checks of a stage before anything is trained."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from refilled_tf.models import networks
 
 
 def check(stage: Stage, run: Run) -> None:
-    """Refuses what cannot be trained, before anything is: folder, data, batches.
+    """Rejects what cannot be trained, before anything is: folder, data, batches.
 
     Raises:
         InputError: naming the option, class or dataset at fault.

@@ -84,7 +84,7 @@ def load_experiment(
 
 
 def require_quotes(params: Sequence[str]) -> None:
-    """Refuses strings without quotes, which a shell takes off unless there are others around them.
+    """Rejects strings without quotes, which a shell takes off unless there are others around them.
 
     Args:
         params: single settings.

@@ -33,7 +33,7 @@ Row = Stage | Probe | Trials
 @gin.register
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """What to run.
+    """Rows to train and score, and how.
 
     Attributes:
         rows: the methods to compare, in the order of the table; a tuple among them stands for its
@@ -100,7 +100,7 @@ def make_strategy(kind: str) -> tf.distribute.Strategy:
 
 
 def check(experiment: Experiment, run: Run) -> None:
-    """Refuses what cannot be trained before anything is trained or written.
+    """Rejects what cannot be trained before anything is trained or written.
 
     Raises:
         InputError: see `checks.check` and, of what is not finished, `data.task.load`.
@@ -120,14 +120,14 @@ def check(experiment: Experiment, run: Run) -> None:
 # Experiments of a table share tasks, more of them than `load` keeps.
 @functools.cache
 def _decode(task: Task, data_dir: str | None) -> None:
-    """Refuses a task with images that cannot be decoded, once for the whole process."""
+    """Rejects a task with images that cannot be decoded, once for the whole process."""
     load(task, data_dir)
     if task.unlabelled:
         unlabelled.load(task, data_dir)
 
 
 def make_ready(experiment: Experiment, run: Run) -> None:
-    """Refuses what cannot be trained, as `check` does, and makes operations reproducible.
+    """Rejects what cannot be trained, as `check` does, and makes operations reproducible.
 
     Raises:
         InputError: see `check`.

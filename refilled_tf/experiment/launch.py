@@ -65,7 +65,7 @@ def open_run(spec: Experiment, work_dir: Path, data_dir: str | None) -> Run:
 
 
 def check_work_dir(work_dir: Path) -> None:
-    """Refuses a place that is not a folder, or a folder with other things in it.
+    """Rejects a place that is not a folder, or a folder with other things in it.
 
     Raises:
         InputError: naming the place.

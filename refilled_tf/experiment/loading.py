@@ -1,4 +1,4 @@
-"""What a stage's folder holds, and the network that a stage begins with."""
+"""Loading of finished stages, and the network that a stage starts with."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ CLASSIFIERS = {
 @gin.register
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """What a classifier makes of a teacher's embedding of the student's images.
+    """A row: a classifier on the teacher's embedding of the student's images.
 
     Attributes:
         name: unique in an experiment.
@@ -61,7 +61,7 @@ class Probe:
 
     @property
     def tasks(self) -> tuple[Task, ...]:
-        """Whose images it reads itself."""
+        """The tasks whose images it reads itself."""
         return (self.task,)
 
     @property
@@ -74,7 +74,7 @@ class Probe:
         return settings_of(self, self.parents)
 
     def check(self, run: Run) -> None:
-        """Refuses another row's folder, and too few images, before any training.
+        """Rejects another row's folder, and too few images, before any training.
 
         Raises:
             InputError: naming the settings that differ, or the class.

@@ -85,7 +85,7 @@ class Run:
 
 
 def check_folder(stage: Named, run: Run) -> None:
-    """Refuses to go on with a folder that other settings have made.
+    """Rejects a folder that other settings have made.
 
     Raises:
         InputError: naming the settings that differ.

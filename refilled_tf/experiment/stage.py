@@ -55,7 +55,7 @@ class TeacherCache:
 @gin.register
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """What to train, on what, how, and starting from where.
+    """A network to train: its task, objective, recipe, teacher and start.
 
     Attributes:
         name: of its folder; unique in an experiment.
@@ -157,7 +157,7 @@ class Stage:
 
     @property
     def tasks(self) -> tuple[Task, ...]:
-        """Whose images it reads itself."""
+        """The tasks whose images it reads itself."""
         return (self.task, *((self.selection.protocol.task,) if self.selection else ()))
 
     @property

@@ -1,4 +1,4 @@
-"""What objectives may ask about a stage's teachers before it is trained."""
+"""Embeddings of a stage's teachers, for objectives that fit something to them before training."""
 
 from __future__ import annotations
 

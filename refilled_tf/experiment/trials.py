@@ -80,7 +80,7 @@ class Trials:
 
     @property
     def tasks(self) -> tuple[Task, ...]:
-        """Whose images it reads itself."""
+        """The tasks whose images it reads itself."""
         return tuple(protocol.task for protocol in self.protocols)
 
     @property
@@ -93,7 +93,7 @@ class Trials:
         return settings_of(self, self.parents)
 
     def check(self, run: Run) -> None:
-        """Refuses tasks that cannot be drawn, and another row's folder, before any training.
+        """Rejects tasks that cannot be drawn, and another row's folder, before any training.
 
         Raises:
             InputError: naming the option, layer or class at fault, or the settings that differ.

@@ -82,7 +82,7 @@ class Adaptation(FewShotLearner):
         require_not_negative(self, "learning_rate", "weight_decay")
 
     def check_network(self, network: tf.keras.Model) -> None:
-        """Refuses a network without the layers to train, or with branches there."""
+        """Rejects a network without the layers to train, or with branches there."""
         for first in {candidate.first for candidate in self.candidates()}:
             Chain([with_classifier(network, 2)], first)
 

@@ -1,4 +1,4 @@
-"""What few-shot learners have in common: tasks, images, and how a learner is chosen.
+"""Basics of few-shot learners: tasks, images, and how a learner is chosen.
 
 A learner gets a few labelled images of new classes, the support, and answers for others, the
 query. What it knows beforehand stands in networks that stages have trained on other classes.
@@ -23,7 +23,7 @@ from refilled_tf.objectives.base import Objective
 
 
 class Networks(NamedTuple):
-    """What a learner may know beforehand.
+    """Networks that a learner may know beforehand.
 
     Attributes:
         student: images to {"embedding"}.
@@ -81,7 +81,7 @@ class FewShotLearner:
     needs_teacher: ClassVar[bool] = False
 
     def check(self, objective: Objective, ways: int) -> None:
-        """Refuses a network that cannot serve it.
+        """Rejects a network that cannot serve it.
 
         Args:
             objective: what the network has been trained on.
@@ -92,7 +92,7 @@ class FewShotLearner:
         """
 
     def check_network(self, network: tf.keras.Model) -> None:
-        """Refuses a network, with fresh weights, whose layers it cannot work on.
+        """Rejects a network, with fresh weights, whose layers it cannot work on.
 
         Raises:
             InputError: naming the layer.
@@ -159,7 +159,7 @@ class Protocol:
         )
 
     def check(self, shots: int, data_dir: str | None) -> None:
-        """Refuses what cannot be drawn, without decoding an image.
+        """Rejects what cannot be drawn, without decoding an image.
 
         Raises:
             InputError: naming the class that has too few images, or the option.
@@ -202,7 +202,7 @@ class Selection:
         )
 
     def check(self, network: tf.keras.Model, data_dir: str | None) -> None:
-        """Refuses impossible tasks, and a learner that is several or cannot use the network."""
+        """Rejects impossible tasks, and a learner that is several or cannot use the network."""
         self.protocol.check(self.shots, data_dir)
         self.learner.check_network(network)
         require(
@@ -221,7 +221,7 @@ class Selection:
 def require_objective(
     learner: FewShotLearner, objective: Objective, wanted: type[Objective]
 ) -> None:
-    """Refuses a network that has been trained on anything but the wanted kind of objective."""
+    """Rejects a network that has been trained on anything but the wanted kind of objective."""
     require(
         isinstance(objective, wanted),
         f"{type(learner).__name__} needs a network trained on {wanted.__name__}, not on "

@@ -37,7 +37,7 @@ class EpisodicObjective(Objective):
             require_whole(f"{type(self).__name__}.{name}", getattr(self, name), least)
 
     def check_batches(self, recipe: Recipe, replicas: int) -> None:
-        """Refuses batches that are no whole tasks."""
+        """Rejects batches that are no whole tasks."""
         name, classes = type(self).__name__, recipe.classes_per_batch
         require(
             classes is not None and classes % self.ways == 0,

@@ -58,7 +58,7 @@ class Maml(EpisodicObjective):
         )
 
     def check_batches(self, recipe: Recipe, replicas: int) -> None:
-        """Refuses batches of which replicas do not get whole tasks."""
+        """Rejects batches of which replicas do not get whole tasks."""
         super().check_batches(recipe, replicas)
         tasks = recipe.classes_per_batch // self.ways
         require(
@@ -113,7 +113,7 @@ class InnerLoop(FewShotLearner):
         )
 
     def check_network(self, network: tf.keras.Model) -> None:
-        """Refuses a network with branches."""
+        """Rejects a network with branches."""
         Chain([network])
 
     def answers(self, networks: Networks, pool: Pool, tasks: Tasks) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Several teachers as one: what they hold for probable, averaged."""
+"""Several teachers as one: their probabilities are averaged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a network costs to keep and to run."""
+"""Size and calculations of a network."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from refilled_tf.models.keras_files import content_hash
 @gin.register
 @dataclasses.dataclass(frozen=True)
 class EmbeddingFile:
-    """What a teacher makes of every image, un-augmented, in a NumPy archive.
+    """A teacher's embeddings of un-augmented images, in a NumPy archive.
 
     The archive has two arrays: "paths" [N] strings, the images' keys in their dataset (of a folder
     of images, their paths below it), and "embeddings" [N, d] of any type of numbers:

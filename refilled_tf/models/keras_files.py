@@ -225,7 +225,7 @@ def _hash(root: Path, files: tuple[Path, ...], stats: tuple[tuple[int, int], ...
 # A stage saves its network and others load it, which some layers do not survive.
 @functools.lru_cache(maxsize=8)
 def _require_round_trip(teacher: KerasFile, image_size: int) -> None:
-    """Refuses a network that Keras cannot build anew from its layers, or save and load again.
+    """Rejects a network that Keras cannot build anew from its layers, or save and load again.
 
     Raises:
         InputError: naming its layers that are not Keras's own.

@@ -18,7 +18,7 @@ from refilled_tf.common.errors import require
 
 @dataclasses.dataclass(frozen=True)
 class _Application:
-    """What these networks have in common.
+    """Options that these networks have in common.
 
     Attributes:
         network: its name in tf.keras.applications.

@@ -174,7 +174,7 @@ def copy_embedding_weights(source: tf.keras.Model, target: tf.keras.Model) -> No
 
 
 def require_same_weights(source: tf.keras.Model, target: tf.keras.Model) -> None:
-    """Refuses a network whose embedding cannot start from the weights of another.
+    """Rejects a network whose embedding cannot start from the weights of another.
 
     Raises:
         InputError: the networks are of another kind or width.

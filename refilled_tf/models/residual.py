@@ -1,4 +1,4 @@
-"""What the residual networks share: layers that compute as those of the published Torch code.
+"""Layers of the residual networks, which compute as those of the published Torch code.
 
 Layers are named by their place in the network, so that the same network has the same names
 whatever was built before it.

@@ -19,7 +19,7 @@ Shapes = dict[str, tuple[int | None, ...]]
 
 
 class GlobalBatch(NamedTuple):
-    """What an objective sees: the whole batch, whatever the number of replicas.
+    """The batch of a step over all replicas, as objectives see it.
 
     Attributes:
         labels: [B] int32; -1 of unlabelled images.
@@ -71,7 +71,7 @@ class GlobalBatch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TeacherEmbeddings:
-    """What an objective may learn about its teachers before training.
+    """Embeddings of the teachers that an objective may ask for before training.
 
     Attributes:
         labels: [N] int32, of the labelled training images.
@@ -94,7 +94,7 @@ class TeacherEmbeddings:
 
 
 class Objective:
-    """What a learner minimises: a frozen dataclass of hyper-parameters with a pure `__call__`.
+    """A loss to minimise: a frozen dataclass of hyper-parameters with a pure `__call__`.
 
     A new distillation method is one file with one such class.
 
@@ -166,14 +166,14 @@ class Objective:
         return None
 
     def check_batches(self, recipe: Recipe, replicas: int) -> None:
-        """Refuses batches that the objective cannot work on.
+        """Rejects batches that the objective cannot work on.
 
         Raises:
             InputError: naming the option.
         """
 
     def check_teachers(self, count: int) -> None:
-        """Refuses so many teachers.
+        """Rejects so many teachers.
 
         Raises:
             InputError: naming the option.
@@ -224,7 +224,7 @@ def take_each(objective: Objective) -> None:
 
 
 def check_each(objective: Objective, count: int) -> None:
-    """Refuses temperatures or weights that are not one for each teacher.
+    """Rejects temperatures or weights that are not one for each teacher.
 
     Args:
         objective: as of `take_each`.

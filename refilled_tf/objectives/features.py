@@ -1,4 +1,4 @@
-"""What objectives on hidden features share."""
+"""Base class of objectives on hidden features."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class FeatureMatching(Objective):
         return self.layers
 
     def adapter(self, student: Shapes, teacher: Shapes) -> tf.keras.Model | None:
-        """Refuses features of different sizes; nothing is to be trained but the student."""
+        """Rejects features of different sizes; nothing is to be trained but the student."""
         require_same_sizes(type(self).__name__, student, teacher)
         return None
 
@@ -65,7 +65,7 @@ def inputs(shapes: Shapes) -> dict[str, tf.Tensor]:
 
 
 def require_same_sizes(method: str, student: Shapes, teacher: Shapes) -> None:
-    """Refuses features that differ in height or width, or have none.
+    """Rejects features that differ in height or width, or have none.
 
     Args:
         method: the objective's name.

@@ -1,4 +1,4 @@
-"""What label-free objectives share: a projector to the teacher's embedding, dropped afterwards."""
+"""The projector of label-free objectives to the teacher's embedding; dropped after training."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class RelationshipMatching(Objective):
         return self.neighbors > 0
 
     def check_batches(self, recipe: Recipe, replicas: int) -> None:
-        """Refuses more neighbours than a batch holds."""
+        """Rejects more neighbours than a batch holds."""
         require(
             self.neighbors < recipe.batch_size - 1,
             f"RelationshipMatching.neighbors={self.neighbors} must leave negatives in a batch of "

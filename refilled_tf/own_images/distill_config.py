@@ -53,7 +53,7 @@ def task_of(images: str, data_dir: str | None) -> Task:
 
 
 def check_choices(widths: Sequence[float], params: Sequence[str], tune: int) -> None:
-    """Refuses width multipliers that nothing can be done with, and settings that trials choose.
+    """Rejects invalid widths, and settings that trials choose.
 
     Args:
         widths: as --width gives them.

@@ -154,7 +154,7 @@ def _networks(work_dir: Path) -> dict[str, Path]:
 
 
 def _require_no_export(spec: str, path: Path) -> None:
-    """Refuses what TF Serving serves, which has lost its layers, and says where they are."""
+    """Rejects what TF Serving serves, which has lost its layers, and says where they are."""
     versions = [p for p in path.glob("*") if p.name.isdecimal()] if path.is_dir() else []
     exported = [
         each

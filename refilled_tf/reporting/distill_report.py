@@ -1,4 +1,4 @@
-"""What a distillation has come to, as one HTML page that needs no network."""
+"""The report of a distillation: one HTML page that needs no network."""
 
 from __future__ import annotations
 

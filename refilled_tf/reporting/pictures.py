@@ -1,4 +1,4 @@
-"""What one would rather look at than read: accuracies, training curves, embeddings."""
+"""Pictures of results: accuracies, training curves, embeddings, answers."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ COSTS = "Millions, for an image"
 @gin.register
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """What a table compares.
+    """A comparison of methods over columns and seeds.
 
     Attributes:
         title: of the page.
@@ -85,7 +85,7 @@ class Part(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """What is known of a method in a column.
+    """The results of a method in a column.
 
     Attributes:
         values: accuracies in percent, one for each finished seed.
@@ -113,7 +113,7 @@ class Cell(NamedTuple):
 
     @property
     def spread(self) -> float | None:
-        """What stands behind ±: the deviation, or of a single seed the interval, if it has one."""
+        """The number behind ±: the deviation, or the interval of a single seed that has one."""
         return self.interval if self.deviation is None else self.deviation
 
 
@@ -131,7 +131,7 @@ class Grid(NamedTuple):
 
     @property
     def missing(self) -> list[str]:
-        """What is not finished, in words."""
+        """Names the unfinished cells."""
         return [
             f"{method} ({column}), seed {', '.join(map(str, cell.missing))}"
             for (method, column), cell in self.cells.items()
