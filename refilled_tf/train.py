@@ -12,7 +12,7 @@ from absl import flags
 
 from refilled_tf.common.entry import command_line, run_main
 from refilled_tf.common.errors import require
-from refilled_tf.experiment.experiment.launch import launch
+from refilled_tf.experiment.launch import launch
 from refilled_tf.reporting import pictures, report
 
 FLAGS = flags.FLAGS

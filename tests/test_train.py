@@ -20,12 +20,12 @@ import tensorflow as tf
 import tiny
 from absl import flags, logging
 from absl.testing import flagsaver
-from refilled_tf.experiment.experiment.run import Run
 
 from refilled_tf import train
 from refilled_tf.common import stack
 from refilled_tf.common.entry import run_main
-from refilled_tf.experiment.experiment import config
+from refilled_tf.experiment import config
+from refilled_tf.experiment.run import Run
 from refilled_tf.reporting import pictures
 
 TIME_LIMIT = 120

@@ -14,10 +14,10 @@ from sklearn.manifold import TSNE
 from refilled_tf.common import storage
 from refilled_tf.data import batches
 from refilled_tf.data.task import Examples, load, read_index, select
-from refilled_tf.experiment.experiment.experiment import experiment
-from refilled_tf.experiment.experiment.experiment.loading import load_network, read_history
-from refilled_tf.experiment.experiment.experiment.run import Run
-from refilled_tf.experiment.experiment.experiment.stage import Stage
+from refilled_tf.experiment import experiment
+from refilled_tf.experiment.loading import load_network, read_history
+from refilled_tf.experiment.run import Run
+from refilled_tf.experiment.stage import Stage
 from refilled_tf.models import networks
 from refilled_tf.reporting import fonts
 from refilled_tf.reporting.tables import Grid, Part, Table

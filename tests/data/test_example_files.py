@@ -13,7 +13,7 @@ from refilled_tf.common.errors import InputError
 from refilled_tf.data.sources import ExampleFiles
 from refilled_tf.data.splits import SharedClasses
 from refilled_tf.data.task import Data, load, student
-from refilled_tf.experiment.experiment import config
+from refilled_tf.experiment import config
 
 SIZE = 4
 # Label to name; the numbers need not be consecutive, and a class need not have a name.

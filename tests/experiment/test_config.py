@@ -15,7 +15,7 @@ from refilled_tf.data.splits import (
     SharedClasses,
     SuperclassHalves,
 )
-from refilled_tf.experiment.experiment import config
+from refilled_tf.experiment import config
 from refilled_tf.models.efficientnet_lite import EfficientNetLite0
 from refilled_tf.models.mobilenet import MobileNetV2, MobileNetV3Small
 from refilled_tf.objectives.base import GlobalBatch
