@@ -62,7 +62,11 @@ def test_training_from_an_environment_of_its_own(wheel, tmp_path):
     place = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
     Path(place.stdout.strip(), "others.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    settings = ("Recipe.epochs = 1", "Recipe.steps = None", "Experiment.rows = [@student/Stage()]")
+    settings = (
+        "student/Recipe.steps = 10",
+        "Recipe.epochs = 1",
+        "Experiment.rows = [@student/Stage()]",
+    )
     run = subprocess.run(
         [
             environment / "bin/refilled-train",

@@ -105,7 +105,7 @@ def test_command_line_can_be_typed(monkeypatch):
 @pytest.mark.slow
 def test_ctrl_c_in_a_training_ends_in_a_line_and_the_same_command_goes_on(tmp_path):
     flags = [
-        "--gin_file=quickstart.gin",
+        "--gin_file=digits_halves.gin",
         f"--work_dir={tmp_path}/run",
         "--gin_param=Experiment.rows = [@student/Stage()]",
         "--gin_param=Recipe.epochs = 400",
@@ -144,7 +144,7 @@ def test_full_disk_ends_in_a_line(tmp_path, size):
     _tmpfs(disk, size)
     try:
         done = commands.run(
-            "refilled_tf.train", "--gin_file=quickstart.gin", f"--work_dir={disk}/run"
+            "refilled_tf.train", "--gin_file=digits_halves.gin", f"--work_dir={disk}/run"
         )
         assert done.returncode == 1
         assert "No space left on device; make room; the same command goes on" in done.stderr
