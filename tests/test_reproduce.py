@@ -89,10 +89,10 @@ def test_two_processes_share_a_table_and_give_what_one_gives(table, tmp_path):
     written = next(line for line in lines if line.startswith("REFILLED,20,")).split(",")
     assert float(written[2]) == pytest.approx(100 * results["rows"][-1]["accuracy"], abs=0.5)
 
-    for name in ("accuracy", "curves", "embeddings"):
+    for name in ("accuracy", "answers", "curves", "embeddings"):
         assert (work_dir / "digits" / f"{name}.png").stat().st_size > 5000
     page = (work_dir / "report.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count("data:image/png;base64,") == 4
 
 
 def test_a_killed_process_leaves_no_lock(tmp_path, monkeypatch):
