@@ -38,6 +38,7 @@ test: $(STAMP)  ## run the tests, or some: TESTS=tests/export, TESTS='-m stack'
 
 lint: $(STAMP)  ## check the style
 	$(RUN) ruff check
+	$(RUN) ruff format --check
 
 tfx-demo: $(TFX)/requirements.stamp  ## run a TFX pipeline on digits, in a .venv-tfx of its own
 	PYTHONWARNINGS=ignore TF_CPP_MIN_LOG_LEVEL=3 $(TFX)/bin/python -m export.tfx_demo.pipeline
