@@ -47,6 +47,11 @@ def listed(items: Sequence[str], separator: str = ", ", shown: int | None = SHOW
     return separator.join(first)
 
 
+def details(items: Sequence[str]) -> Sequence[str]:
+    """Returns items that `listed` shortens, as the details of an InputError; () of fewer."""
+    return items if len(items) > SHOWN else ()
+
+
 def gin_param(option: str, value: str) -> str:
     """Returns what sets a gin option to a string, as a shell takes it."""
     setting = f'{option} = "{value}"'
@@ -56,13 +61,10 @@ def gin_param(option: str, value: str) -> str:
 def choices(kind: type, name: str) -> tuple[str, ...]:
     """Returns what an option may be whose type is a `Literal`; () of any other."""
     hint = typing.get_type_hints(kind).get(name)
-    parts = [part for part in (hint, *typing.get_args(hint)) if typing.get_origin(part)]
-    return tuple(
-        value
-        for part in parts
-        if typing.get_origin(part) is typing.Literal
-        for value in typing.get_args(part)
+    literals = (
+        part for part in (hint, *typing.get_args(hint)) if typing.get_origin(part) is typing.Literal
     )
+    return tuple(value for literal in literals for value in typing.get_args(literal))
 
 
 def alternatives(accepted: Sequence[str]) -> str:

@@ -14,7 +14,9 @@ def run(command: str) -> None:
     runpy.run_module(f"refilled_tf.{command}", run_name="__main__", alter_sys=True)
 
 
-train, evaluate, distill, probe, prepare, reproduce = (
-    partial(run, command)
-    for command in ("train", "evaluate", "distill", "probe", "prepare", "reproduce")
-)
+train = partial(run, "train")
+evaluate = partial(run, "evaluate")
+distill = partial(run, "distill")
+probe = partial(run, "probe")
+prepare = partial(run, "prepare")
+reproduce = partial(run, "reproduce")

@@ -27,7 +27,15 @@ import numpy as np
 import tensorflow as tf
 
 from refilled_tf.common import settings
-from refilled_tf.common.errors import SHOWN, InputError, gin_param, listed, require, require_choice
+from refilled_tf.common.errors import (
+    SHOWN,
+    InputError,
+    details,
+    gin_param,
+    listed,
+    require,
+    require_choice,
+)
 from refilled_tf.data import pixels
 from refilled_tf.data.resizing import to_square
 from refilled_tf.data.sources import Index
@@ -382,7 +390,7 @@ def _require_images(root: Path, without: Sequence[Path]) -> None:
         raise InputError(
             f"ImageFolder.folder={root}: {listed(faults, '; ')}. Put JPEG, PNG, BMP, GIF or WebP "
             f"files into {'it' if len(faults) == 1 else 'each'}, or delete the folder",
-            faults if len(faults) > SHOWN else (),
+            details(faults),
         )
 
 
@@ -393,7 +401,7 @@ def _require_readable(root: Path, files: Sequence[Path]) -> None:
         raise InputError(
             f"ImageFolder.folder={root}: {len(closed)} image(s) may not be read: {listed(closed)}; "
             f"allow it by chmod -R u+rX {shlex.quote(str(root))}",
-            closed if len(closed) > SHOWN else (),
+            details(closed),
         )
 
 

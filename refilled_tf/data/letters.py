@@ -14,11 +14,9 @@ import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
-import tensorflow as tf
 
 from refilled_tf.common.errors import require_whole
-from refilled_tf.data.resizing import to_square
-from refilled_tf.data.sources import Index
+from refilled_tf.data.sources import Index, grey_files, grey_squares
 
 # All that come with matplotlib and hold the letters from A to z.
 FONTS = (
@@ -65,14 +63,11 @@ class PrintedLetters:
 
     def images(self, keys, size: int, data_dir: str | None = None):
         """Returns the letters of `keys`, resized to size×size, in three equal channels."""
-        grey = tf.constant(self._drawn(keys))[..., tf.newaxis]
-        images = to_square(tf.repeat(grey, 3, axis=-1), size).numpy()
-        return images, np.ones(len(keys), bool)
+        return grey_squares(self._drawn(keys), size)
 
     def encoded(self, keys, data_dir: str | None = None) -> Iterator[tuple[int, bytes]]:
         """Yields PNGs of 28×28 pixels."""
-        for row, grey in enumerate(self._drawn(keys)):
-            yield row, tf.io.encode_png(grey[..., np.newaxis]).numpy()
+        yield from grey_files(self._drawn(keys))
 
     def _drawn(self, keys) -> np.ndarray:
         return np.stack([_draw(str(key), self.seed) for key in keys])

@@ -91,8 +91,7 @@ class Digits:
     def encoded(self, keys, data_dir: str | None = None) -> Iterator[tuple[int, bytes]]:
         """Yields PNGs of 8×8 pixels."""
         pixels = (sklearn.datasets.load_digits().images * 15).astype(np.uint8)
-        for row, key in enumerate(keys):
-            yield row, tf.io.encode_png(pixels[int(key), :, :, np.newaxis]).numpy()
+        yield from grey_files(pixels[np.asarray(keys, int)])
 
 
 @gin.register
@@ -112,13 +111,28 @@ class MnistSample:
 
     def images(self, keys, size: int, data_dir: str | None = None):
         """Returns the digits of `keys`, resized to size×size, in three equal channels."""
-        grey = tf.constant(_mnist_sample()[0][np.asarray(keys, int)])[..., tf.newaxis]
-        return to_square(tf.repeat(grey, 3, axis=-1), size).numpy(), np.ones(len(keys), bool)
+        return grey_squares(_mnist_sample()[0][np.asarray(keys, int)], size)
 
     def encoded(self, keys, data_dir: str | None = None) -> Iterator[tuple[int, bytes]]:
         """Yields PNGs of 28×28 pixels."""
-        for row, grey in enumerate(_mnist_sample()[0][np.asarray(keys, int)]):
-            yield row, tf.io.encode_png(grey[..., np.newaxis]).numpy()
+        yield from grey_files(_mnist_sample()[0][np.asarray(keys, int)])
+
+
+def grey_squares(grey: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Does what `Source.images` does, of images that are at hand.
+
+    Args:
+        grey: [n, h, w] uint8.
+        size: side of the result in pixels.
+    """
+    channels = tf.repeat(tf.constant(grey)[..., tf.newaxis], 3, axis=-1)
+    return to_square(channels, size).numpy(), np.ones(len(grey), bool)
+
+
+def grey_files(grey: np.ndarray) -> Iterator[tuple[int, bytes]]:
+    """Does what `Source.encoded` does, of [n, h, w] uint8: yields PNGs."""
+    for row, image in enumerate(grey):
+        yield row, tf.io.encode_png(image[..., np.newaxis]).numpy()
 
 
 @functools.cache

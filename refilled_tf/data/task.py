@@ -13,8 +13,8 @@ from absl import logging
 
 from refilled_tf.common import settings
 from refilled_tf.common.errors import (
-    SHOWN,
     InputError,
+    details,
     gin_param,
     listed,
     require,
@@ -307,7 +307,7 @@ def load(task: Task, data_dir: str | None = None) -> TaskData:
             raise InputError(
                 f"{message}{listed(named)}. To leave them out: "
                 f"{gin_param('Data.on_corrupt', 'skip')}",
-                named if len(named) > SHOWN else (),
+                details(named),
             )
         logging.warning("skipped: %s", message + listed(corrupt))
 

@@ -133,8 +133,9 @@ def _calibrated(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     """Returns the temperature of the lowest mean negative log-likelihood, and the latter."""
     rows = np.arange(len(labels))
     losses = []
+    below_best = logits - logits.max(axis=1, keepdims=True)
     for temperature in TEMPERATURES:
-        scaled = (logits - logits.max(axis=1, keepdims=True)) / temperature
+        scaled = below_best / temperature
         log_sums = np.log(np.exp(scaled).sum(axis=1))
         losses.append(np.mean(log_sums - scaled[rows, labels]))
     best = int(np.argmin(losses))

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from refilled_tf.common import storage
-from refilled_tf.common.errors import require
+from refilled_tf.common.errors import InputError
 from refilled_tf.data.image_folder import ImageFolder
 from refilled_tf.data.sources import Source
 from refilled_tf.experiment.experiment import Experiment
@@ -88,8 +88,7 @@ def require_current(found: Outdated, output: Path, source: Source) -> None:
     if "Task.unlabelled" in settings:
         said.append("the unlabelled images were others")
     said += [text for name, text in settings.items() if not name.startswith(_CONTENT)]
-    require(
-        False,
+    raise InputError(
         f"--output={output} holds what was made before: {'; '.join(said)}. Add --retrain to train "
         "anew what that touches (the old stays until the new is there), or take another --output",
     )

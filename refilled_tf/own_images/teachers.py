@@ -38,7 +38,7 @@ Teacher = KerasFile | Application | EmbeddingFile | OnnxFile
 def parse(spec: str, trusted: bool = False, **options: str | None) -> Teacher:
     """Turns a --teacher into what a gin file's Stage.backbone would hold.
 
-    Only files' existence is checked here. `experiment.stage.check` checks the rest (that a network
+    Only files' existence is checked here. `experiment.checks.check` checks the rest (that a network
     can be read, its layer and its input; that an embedding file has every image) before anything
     is trained; outside of a stage, `build(image_size)` of the result, or `embeddings(keys)` of an
     `EmbeddingFile`, raise the same errors.

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterable, Sequence
 
+import matplotlib
 from matplotlib import font_manager
 from matplotlib.ft2font import FT2Font
 
 DEFAULT = "DejaVu Sans"  # matplotlib brings it
+
+
+def able_to_write(texts: Iterable[str]) -> contextlib.AbstractContextManager[None]:
+    """Has matplotlib draw texts in `families` of theirs, within a block."""
+    return matplotlib.rc_context({"font.family": families(texts)})
 
 
 def families(texts: Iterable[str]) -> list[str]:

@@ -149,28 +149,28 @@ def save_embeddings(path: Path, title: str, stages: Sequence[Stage], run: Run) -
     images = load(data, run.data_dir)
     rows = np.flatnonzero(images.test.labels < CLASSES)
     examples = _taken(images.test, rows)
-    plt.rcParams["font.family"] = fonts.families(images.class_names)
-    names = fonts.drawable(images.class_names)
-    figure, axes = plt.subplots(
-        1, len(stages), figsize=(5 * len(stages), 5), squeeze=False, layout="constrained"
-    )
-    figure.suptitle(f"{title}: test images of the student's classes")
-    for plot, stage in zip(axes[0], stages, strict=True):
-        crops = batches.scoring_batches(examples, data.data.crop_size)
-        embedding = networks.outputs_of(load_network(stage, run), crops)["embedding"]
-        embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
-        perplexity = min(30, (len(rows) - 1) / 3)
-        flat = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(embedding)
-        for label in np.unique(examples.labels):
-            mine = examples.labels == label
-            plot.scatter(*flat[mine].T, s=9, color=plt.cm.tab10(label), label=names[label])
-        plot.set_title("Teacher" if stage in stages[-1].teachers else stage.method)
-        plot.set_xticks([])
-        plot.set_yticks([])
-    legend = axes[0, -1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    for text in legend.get_texts():
-        text.set_parse_math(False)  # a "$" in a class's name is no formula
-    _save(figure, path)
+    with fonts.able_to_write(images.class_names):
+        names = fonts.drawable(images.class_names)
+        figure, axes = plt.subplots(
+            1, len(stages), figsize=(5 * len(stages), 5), squeeze=False, layout="constrained"
+        )
+        figure.suptitle(f"{title}: test images of the student's classes")
+        for plot, stage in zip(axes[0], stages, strict=True):
+            crops = batches.scoring_batches(examples, data.data.crop_size)
+            embedding = networks.outputs_of(load_network(stage, run), crops)["embedding"]
+            embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
+            perplexity = min(30, (len(rows) - 1) / 3)
+            flat = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(embedding)
+            for label in np.unique(examples.labels):
+                mine = examples.labels == label
+                plot.scatter(*flat[mine].T, s=9, color=plt.cm.tab10(label), label=names[label])
+            plot.set_title("Teacher" if stage in stages[-1].teachers else stage.method)
+            plot.set_xticks([])
+            plot.set_yticks([])
+        legend = axes[0, -1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+        for text in legend.get_texts():
+            text.set_parse_math(False)  # a "$" in a class's name is no formula
+        _save(figure, path)
 
 
 def classifiers(spec: experiment.Experiment) -> list[Stage]:
@@ -195,28 +195,32 @@ def save_answers(path: Path, stages: Sequence[Stage], run: Run) -> None:
         select(each.task, read_index(each.task.data.source, run.data_dir)).class_names
         for each in stages
     ]
-    plt.rcParams["font.family"] = fonts.families(itertools.chain.from_iterable(names))
-    figure, axes = plt.subplots(
-        1, len(rows), figsize=(3 + len(rows), 1.6 + 0.3 * len(stages)), squeeze=False,
-        gridspec_kw={"top": 0.98, "bottom": 0.3 * len(stages) / (1.6 + 0.3 * len(stages)),
-                     "left": 2.4 / (3 + len(rows)), "right": 0.98},
-    )  # fmt: skip
-    for plot, crop in zip(axes[0], crops, strict=True):
-        plot.imshow(crop / 255)
-        plot.set_axis_off()
-    for line, stage in enumerate(stages):
-        own = stage.task.role == task.role
-        logits = networks.outputs_of(load_network(stage, run), [crops])["logits"]
-        shown = fonts.drawable(names[line])
-        below = {"y": -0.2 - 0.32 * line, "va": "top", "fontsize": 10}
-        axes[0, 0].text(x=-0.2, s=stage.method, ha="right", **below, transform=axes[0, 0].transAxes)
-        for plot, label, answer in zip(axes[0], examples.labels, logits.argmax(-1), strict=True):
-            color = "black" if not own else RIGHT if answer == label else WRONG
-            plot.text(
-                x=0.5, s=_short(shown[answer]), ha="center", color=color, **below,
-                transform=plot.transAxes, parse_math=False,
-            )  # fmt: skip
-    _save(figure, path)
+    with fonts.able_to_write(itertools.chain.from_iterable(names)):
+        figure, axes = plt.subplots(
+            1, len(rows), figsize=(3 + len(rows), 1.6 + 0.3 * len(stages)), squeeze=False,
+            gridspec_kw={"top": 0.98, "bottom": 0.3 * len(stages) / (1.6 + 0.3 * len(stages)),
+                         "left": 2.4 / (3 + len(rows)), "right": 0.98},
+        )  # fmt: skip
+        for plot, crop in zip(axes[0], crops, strict=True):
+            plot.imshow(crop / 255)
+            plot.set_axis_off()
+        for line, stage in enumerate(stages):
+            own = stage.task.role == task.role
+            logits = networks.outputs_of(load_network(stage, run), [crops])["logits"]
+            shown = fonts.drawable(names[line])
+            below = {"y": -0.2 - 0.32 * line, "va": "top", "fontsize": 10}
+            axes[0, 0].text(
+                x=-0.2, s=stage.method, ha="right", **below, transform=axes[0, 0].transAxes
+            )
+            for plot, label, answer in zip(
+                axes[0], examples.labels, logits.argmax(-1), strict=True
+            ):
+                color = "black" if not own else RIGHT if answer == label else WRONG
+                plot.text(
+                    x=0.5, s=_short(shown[answer]), ha="center", color=color, **below,
+                    transform=plot.transAxes, parse_math=False,
+                )  # fmt: skip
+        _save(figure, path)
 
 
 def _short(name: str) -> str:

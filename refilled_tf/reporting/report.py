@@ -148,7 +148,7 @@ def save_confusion_matrix(
     count = len(class_names)
     matrix = confusion_matrix(labels, predictions, labels=range(count), normalize="true")
     side = max(4.5, 0.2 * count + 2.5)
-    with plt.rc_context({"font.family": fonts.families((*class_names, title))}):
+    with fonts.able_to_write((*class_names, title)):
         names = fonts.drawable(class_names)
         figure, axes = plt.subplots(figsize=(side, side), layout="constrained")
         picture = axes.imshow(100 * matrix, cmap="Blues", vmin=0, vmax=100)
