@@ -57,7 +57,11 @@ def drawable(names: Sequence[str]) -> list[str]:
 
 @functools.cache
 def _installed() -> tuple[tuple[str, str], ...]:
-    """Returns file and family of each font, those too that matplotlib's cache does not know yet."""
+    """Returns file and family of each font, those too that matplotlib's cache does not know yet.
+
+    Without "Last Resort" fonts (matplotlib 3.11 and macOS have one), which draw a box for any
+    character.
+    """
     known = {font.fname for font in font_manager.fontManager.ttflist}
     for path in font_manager.findSystemFonts():
         if path not in known:
@@ -65,7 +69,11 @@ def _installed() -> tuple[tuple[str, str], ...]:
                 font_manager.fontManager.addfont(path)
             except RuntimeError:  # FreeType cannot read it
                 continue
-    fonts = {font.fname: font.name for font in font_manager.fontManager.ttflist}
+    fonts = {
+        font.fname: font.name
+        for font in font_manager.fontManager.ttflist
+        if not font.name.replace(" ", "").lstrip(".").startswith("LastResort")
+    }
     return tuple(sorted(fonts.items()))
 
 

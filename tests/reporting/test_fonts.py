@@ -12,13 +12,12 @@ from PIL import Image
 
 from refilled_tf.reporting import fonts, report
 
-# Of no script: a private character, which no font that is installed here is to know.
-CAT = "\U000f1234"
+# Of no script: private characters, which no font that is installed here is to know.
+CAT, DOG = "\U000f1234", "\U000f1235"
 
 
-@pytest.fixture
-def installed(tmp_path, monkeypatch):
-    """A font that has one character, a black square."""
+def save_font(path, family, characters):
+    """Saves a font whose every character is a black square."""
     pen = TTGlyphPen(None)
     for move, place in zip(
         (pen.moveTo, pen.lineTo, pen.lineTo, pen.lineTo),
@@ -28,16 +27,27 @@ def installed(tmp_path, monkeypatch):
         move(place)
     pen.closePath()
     font = FontBuilder(1000)
-    font.setupGlyphOrder([".notdef", "cat"])
-    font.setupCharacterMap({ord(CAT): "cat"})
-    font.setupGlyf({".notdef": TTGlyphPen(None).glyph(), "cat": pen.glyph()})
-    font.setupHorizontalMetrics({".notdef": (1000, 0), "cat": (1000, 0)})
+    font.setupGlyphOrder([".notdef", "square"])
+    font.setupCharacterMap({ord(character): "square" for character in characters})
+    font.setupGlyf({".notdef": TTGlyphPen(None).glyph(), "square": pen.glyph()})
+    font.setupHorizontalMetrics({".notdef": (1000, 0), "square": (1000, 0)})
     font.setupHorizontalHeader(ascent=1000, descent=0)
-    font.setupNameTable({"familyName": "Cats", "styleName": "Regular"})
+    font.setupNameTable({"familyName": family, "styleName": "Regular"})
     font.setupOS2()
     font.setupPost()
-    font.save(tmp_path / "cats.ttf")
-    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [str(tmp_path / "cats.ttf")])
+    font.save(path)
+    return str(path)
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """A font that has one character, and two of boxes for any."""
+    files = [
+        save_font(tmp_path / "cats.ttf", "Cats", CAT),
+        save_font(tmp_path / "boxes.ttf", "Last Resort Boxes", CAT + DOG),
+        save_font(tmp_path / "mac.ttf", ".LastResort", CAT + DOG),
+    ]
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: files)
     monkeypatch.setattr(font_manager.fontManager, "ttflist", list(font_manager.fontManager.ttflist))
     fonts._installed.cache_clear()
     yield
@@ -54,6 +64,12 @@ def test_an_installed_font_lends_what_the_default_lacks():
     assert fonts.families(["cat", "chêne", "λ"]) == [fonts.DEFAULT]
     assert fonts.families(["cat", CAT]) == [fonts.DEFAULT, "Cats"]
     assert fonts.drawable(["cat", CAT]) == ["cat", CAT]
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_font_of_boxes_lends_nothing():
+    assert fonts.families([CAT, DOG]) == [fonts.DEFAULT, "Cats"]
+    assert fonts.drawable([CAT, DOG]) == [CAT, "class 2"]
 
 
 @pytest.mark.usefixtures("none_installed")
