@@ -17,18 +17,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import grpc
-import requests
-import tensorflow as tf
 from absl import flags
-from tensorflow_serving.apis.model_pb2 import ModelSpec
-from tensorflow_serving.apis.predict_pb2 import PredictRequest
-from tensorflow_serving.apis.prediction_service_pb2_grpc import PredictionServiceStub
+from etils import epy
 
 from export import MODEL_NAME
 from refilled_tf.common.entry import run_main
 from refilled_tf.common.errors import InputError, require
-from refilled_tf.data import pixels
+
+with epy.lazy_imports():
+    import grpc
+    import requests
+    import tensorflow as tf
+    from tensorflow_serving.apis import (
+        model_pb2,
+        predict_pb2,
+        prediction_service_pb2_grpc,
+    )
+
+    from refilled_tf.data import pixels
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
@@ -61,22 +67,30 @@ class Classes(NamedTuple):
     scores: Sequence[Sequence[float]]
 
 
-def main(argv: list[str]) -> None:
-    """Prints the classes of the images that the arguments name."""
+def check(argv: list[str]) -> None:
+    """Rejects options that contradict each other, and files that are not there."""
     paths = argv[1:]
     require(bool(paths), "no image is given: python -m export.client [--flags] IMAGE…")
     require(FLAGS.version is None or FLAGS.label is None, "give --version or --label, not both")
+    scheme, separator, _ = FLAGS.address.rpartition("://")
+    require(
+        not separator or scheme in ("http", "https", "grpc"),
+        f"--address={FLAGS.address} must begin with http://, https:// or grpc://, or be HOST:PORT",
+    )
+    for path in paths:
+        require(Path(path).exists(), f"{path} does not exist")
+
+
+def main(argv: list[str]) -> None:
+    """Prints the classes of the images that the arguments name."""
+    paths = argv[1:]
     images = [_read(path) for path in paths]
     # Together they might hold more pixels than a server takes; a task cannot be split.
     tasks = [{"image_bytes": [image]} for image in images]
     if FLAGS.support:
         tasks = [support(FLAGS.support) | {"query_bytes": images}]
     scheme, _, target = FLAGS.address.rpartition("://")
-    require(
-        scheme in {"http", "https", "grpc", ""},
-        f"--address={FLAGS.address} must begin with http://, https:// or grpc://, or be HOST:PORT",
-    )
-    spec = ModelSpec(name=FLAGS.model, version_label=FLAGS.label)
+    spec = model_pb2.ModelSpec(name=FLAGS.model, version_label=FLAGS.label)
     spec.signature_name = "serving_support" if FLAGS.support else "serving_bytes"
     if FLAGS.version is not None:
         spec.version.value = FLAGS.version
@@ -120,7 +134,7 @@ def support(options: Sequence[str]) -> Inputs:
     return {"support_bytes": images, "support_labels": labels}
 
 
-def over_rest(address: str, spec: ModelSpec, inputs: Inputs) -> Classes:
+def over_rest(address: str, spec: model_pb2.ModelSpec, inputs: Inputs) -> Classes:
     """Asks over REST.
 
     Args:
@@ -155,7 +169,7 @@ def over_rest(address: str, spec: ModelSpec, inputs: Inputs) -> Classes:
         raise InputError(f"{address} does not answer as TensorFlow Serving does") from error
 
 
-def over_grpc(address: str, spec: ModelSpec, inputs: Inputs) -> Classes:
+def over_grpc(address: str, spec: model_pb2.ModelSpec, inputs: Inputs) -> Classes:
     """Asks over gRPC.
 
     Args:
@@ -166,12 +180,13 @@ def over_grpc(address: str, spec: ModelSpec, inputs: Inputs) -> Classes:
     Raises:
         InputError: the server cannot be reached, or refuses.
     """
-    request = PredictRequest(model_spec=spec, output_filter=Classes._fields)
+    request = predict_pb2.PredictRequest(model_spec=spec, output_filter=Classes._fields)
     for name, values in inputs.items():
         request.inputs[name].CopyFrom(tf.make_tensor_proto(values))
     with grpc.insecure_channel(address) as channel:
         try:
-            response = PredictionServiceStub(channel).Predict(request, TIMEOUT)
+            stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+            response = stub.Predict(request, TIMEOUT)
         except grpc.RpcError as error:
             raise InputError(f"{address}: {error.code().name}: {error.details()}") from error
     classes, scores = (tf.make_ndarray(response.outputs[name]) for name in Classes._fields)
@@ -189,4 +204,4 @@ def _read(path: str) -> bytes:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, check)

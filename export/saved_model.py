@@ -11,10 +11,14 @@ import shlex
 from pathlib import Path
 
 from absl import flags
+from etils import epy
 
-from export import server_files, trained, versions
-from refilled_tf.common.entry import run_main
-from refilled_tf.common.errors import require
+from export import PREFERRED
+from refilled_tf.common import gin_files, storage
+from refilled_tf.common.entry import no_arguments, run_main
+
+with epy.lazy_imports():
+    from export import server_files, trained, versions
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("work_dir", None, "The folder of a training.", required=True)
@@ -22,7 +26,7 @@ flags.DEFINE_string("export_dir", None, "The folder of the versions.", required=
 flags.DEFINE_string(
     "stage",
     None,
-    f"The stage to export. If unset {trained.PREFERRED!r}, or if that is not finished, the last "
+    f"The stage to export. If unset {PREFERRED!r}, or if that is not finished, the last "
     "finished classifier of the student's task.",
 )
 flags.DEFINE_integer(
@@ -31,9 +35,15 @@ flags.DEFINE_integer(
 flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS datasets; TFDS's own if unset.")
 
 
-def main(argv: list[str]) -> None:
+def check(argv: list[str]) -> None:
+    """Rejects what is not the folder of a training, and what cannot be written."""
+    no_arguments(argv)
+    storage.require_writable("--export_dir", Path(FLAGS.export_dir))
+    gin_files.require_training(Path(FLAGS.work_dir))
+
+
+def main(_: list[str]) -> None:
     """Exports the stage that the flags name."""
-    require(len(argv) == 1, f"unexpected argument {argv[1:]}; every option is a --flag")
     base = Path(FLAGS.export_dir)
     versions.check_base(base)
     model = trained.load(Path(FLAGS.work_dir), FLAGS.stage, FLAGS.data_dir, FLAGS.task)
@@ -44,4 +54,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, check)

@@ -16,15 +16,15 @@ import sys
 from pathlib import Path
 
 from absl import flags
+from etils import epy
 
-from export import MODEL_NAME, server_files
-from export.serving import grpc_api, rest
-from export.serving.bodies import Memory
-from export.serving.logs import OncePerMinute
-from export.serving.manager import Manager
-from export.serving.model import Limits
-from refilled_tf.common.entry import run_main
+from export import MODEL_NAME
+from refilled_tf.common.entry import no_arguments, run_main
 from refilled_tf.common.errors import InputError, require
+
+with epy.lazy_imports():
+    from export import server_files
+    from export.serving import bodies, grpc_api, logs, manager, model, rest
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("export_dir", None, "The folder of the versions.", required=True)
@@ -57,11 +57,20 @@ BACKLOG = 64  # connections that may wait to be accepted, which asyncio then doe
 OTHER_FILES = 64 + BACKLOG  # that the process has open beside its connections
 
 
-def main(argv: list[str]) -> None:
+def check(argv: list[str]) -> None:
+    """Rejects folders and files that are not there."""
+    no_arguments(argv)
+    require(Path(FLAGS.export_dir).is_dir(), f"--export_dir={FLAGS.export_dir} is not a folder")
+    given = FLAGS.batching_parameters_file
+    require(
+        given is None or Path(given).is_file(), f"--batching_parameters_file={given} is not a file"
+    )
+
+
+def main(_: list[str]) -> None:
     """Serves until a signal comes."""
-    require(len(argv) == 1, f"unexpected argument {argv[1:]}; every option is a --flag")
     for handler in python_logging.getLogger().handlers:
-        handler.addFilter(OncePerMinute())
+        handler.addFilter(logs.OncePerMinute())
     # Threads that read requests must not keep the loop from seeing who has hung up.
     sys.setswitchinterval(SWITCH_SECONDS)
     asyncio.run(_serve())
@@ -71,9 +80,9 @@ async def _serve() -> None:
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    limits = Limits(FLAGS.max_batch_size, FLAGS.max_request_pixels)
-    manager = Manager(Path(FLAGS.export_dir), FLAGS.model_name, limits, _batching())
-    memory = Memory(FLAGS.max_memory_bytes)
+    limits = model.Limits(FLAGS.max_batch_size, FLAGS.max_request_pixels)
+    versions = manager.Manager(Path(FLAGS.export_dir), FLAGS.model_name, limits, _batching())
+    memory = bodies.Memory(FLAGS.max_memory_bytes)
     connections = _connections()
     settings = rest.Settings(
         max_bytes=FLAGS.max_request_bytes,
@@ -83,11 +92,11 @@ async def _serve() -> None:
         max_connections=connections,
         cors=FLAGS.rest_api_enable_cors_support,
     )
-    rest_server = rest.Rest(manager, memory, settings).server()
+    rest_server = rest.Rest(versions, memory, settings).server()
     rest_socket = _listening(FLAGS.host, FLAGS.port)
     address, rest_port = rest_socket.getsockname()[:2]
     grpc_server = grpc_api.server(
-        grpc_api.Services(manager, memory, FLAGS.body_seconds),
+        grpc_api.Services(versions, memory, FLAGS.body_seconds),
         FLAGS.max_request_bytes,
         connections,
         FLAGS.idle_seconds,
@@ -98,11 +107,11 @@ async def _serve() -> None:
     except RuntimeError as error:
         raise InputError(f"--grpc_port={FLAGS.grpc_port} cannot be listened on") from error
 
-    await manager.refresh()
+    await versions.refresh()
     require(
-        bool(manager.available()), f"no version in --export_dir={FLAGS.export_dir} can be loaded"
+        bool(versions.available()), f"no version in --export_dir={FLAGS.export_dir} can be loaded"
     )
-    watching = asyncio.create_task(manager.watch(FLAGS.poll_seconds))
+    watching = asyncio.create_task(versions.watch(FLAGS.poll_seconds))
     rest_listener = await loop.create_server(rest_server, sock=rest_socket, backlog=BACKLOG)
     await grpc_server.start()
     host = _bracketed(FLAGS.host)
@@ -117,13 +126,12 @@ async def _serve() -> None:
     await asyncio.gather(
         grpc_server.stop(FLAGS.grace_seconds), rest_server.shutdown(FLAGS.grace_seconds)
     )
-    await manager.close()
+    await versions.close()
 
 
 def _batching() -> server_files.Batching:
     given = FLAGS.batching_parameters_file
     path = Path(given or Path(FLAGS.export_dir) / server_files.FOLDER / server_files.BATCHING_NAME)
-    require(given is None or path.is_file(), f"--batching_parameters_file={given} is not a file")
     batching = server_files.read_batching(path)
     # A batch of one is closed at once.
     return batching if FLAGS.enable_batching else batching.alone()
@@ -157,4 +165,4 @@ def _listening(host: str, port: int) -> socket.socket:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, check)

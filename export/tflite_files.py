@@ -20,7 +20,7 @@ from tqdm import tqdm
 from export import tflite_model
 from export.trained import Trained
 from refilled_tf.common import storage
-from refilled_tf.common.errors import InputError, require
+from refilled_tf.common.errors import InputError
 from refilled_tf.common.progress import bar_interval
 from refilled_tf.data import resizing
 
@@ -50,21 +50,6 @@ of that difference is {standard_error:.1f} images.
 Classifier = Callable[[np.ndarray], np.ndarray]
 
 
-def check(quantizations: Sequence[str], output_dir: Path) -> None:
-    """Rejects what cannot be written, before any work.
-
-    Raises:
-        InputError: naming the option at fault.
-    """
-    known = tflite_model.QUANTIZATIONS
-    require(
-        0 < len(quantizations) == len(known.keys() & quantizations),
-        f"--quantize={','.join(quantizations)} must name one or more of {','.join(known)}, "
-        "each once",
-    )
-    storage.require_writable("--output_dir", output_dir)
-
-
 def write(trained: Trained, quantizations: Sequence[str], output_dir: Path, command: str) -> str:
     """Converts a classifier, scores the conversions, and then writes both.
 
@@ -72,7 +57,7 @@ def write(trained: Trained, quantizations: Sequence[str], output_dir: Path, comm
 
     Args:
         trained: what to convert.
-        quantizations: names of `tflite_model.QUANTIZATIONS`.
+        quantizations: names of `export.QUANTIZATIONS`.
         output_dir: the folder of the files; made if missing.
         command: that does this.
 

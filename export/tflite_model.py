@@ -23,19 +23,13 @@ from ai_edge_litert.tools import flatbuffer_utils
 from mediapipe.tasks.metadata import metadata_schema_py_generated as metadata_schema
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from export import MODEL_NAME
+from export import MODEL_NAME, QUANTIZATIONS
 from export.trained import Trained
 from refilled_tf.common.errors import require
 from refilled_tf.data import resizing
 from refilled_tf.data.task import TaskData
 from refilled_tf.models import networks
 
-QUANTIZATIONS = {
-    "none": "float32 weights",
-    "float16": "float16 weights",
-    "dynamic": "int8 weights, computed with in float32",
-    "int8": "integers alone",
-}
 CALIBRATION_IMAGES = 300
 LABELS = "labels.txt"
 ANTIALIASED = "ScaleAndTranslate"  # of tf.image.resize, and unknown to TFLite

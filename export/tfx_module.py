@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from export import trained, versions
-from refilled_tf.common import storage
+from refilled_tf.common import gin_files, storage
 from refilled_tf.common.errors import require
 from refilled_tf.data.task import read_index, select
 from refilled_tf.experiment import config, experiment
 from refilled_tf.experiment.experiment import Experiment
 from refilled_tf.experiment.run import Run
 
-EXAMPLE_FILES = config.GIN_FOLDER / "data/example_files.gin"
+EXAMPLE_FILES = gin_files.GIN_FOLDER / "data/example_files.gin"
 
 
 def run_fn(fn_args: Any) -> None:
@@ -49,7 +49,7 @@ def run_fn(fn_args: Any) -> None:
     spec = _load(fn_args)
     run = Run(work_dir, spec.data_dir, experiment.make_strategy(spec.strategy))
     experiment.make_ready(spec, run)
-    storage.write_text(work_dir / config.OPERATIVE, config.operative_config())
+    storage.write_text(work_dir / gin_files.OPERATIVE, config.operative_config())
     experiment.run(spec, run, [fn_args.custom_config["gin_file"]], f"{__name__}.run_fn")
     versions.save(trained.load(work_dir, None, None), serving)
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from export import PREFERRED
 from refilled_tf.common import storage
 from refilled_tf.common.errors import require
 from refilled_tf.data import batches, episodes, task
@@ -21,8 +22,6 @@ from refilled_tf.experiment.trials import Trials
 from refilled_tf.few_shot.base import labels_of
 from refilled_tf.models import networks
 from refilled_tf.objectives.cross_entropy import CrossEntropy, accuracy
-
-PREFERRED = "refilled"
 
 
 class Trained(NamedTuple):

@@ -1,6 +1,6 @@
 """Distil a cross-task teacher into a small, deployable network (REFILLED, CVPR 2020).
 
-Importing it, or any part of it, imports TensorFlow with Keras 2 as tf.keras. A program that uses
+It sets up TensorFlow, with Keras 2 as tf.keras, for when that is imported. A program that uses
 TensorFlow itself imports this package first.
 """
 
@@ -26,13 +26,30 @@ warnings.filterwarnings("ignore", message=r"\s*TensorFlow Addons \(TFA\) has end
 _NOTICE = re.compile(rb"^(WARNING: All log messages before absl::|[IWE]\d{4} \d\d:).*\n", re.M)
 
 
-def _import_tensorflow() -> None:
+def import_tensorflow() -> None:
     """Imports TensorFlow without the notices of its start-up, as far as they can be told.
+
+    The rooms that need it do so first. A command's options are checked before, as it takes seconds.
 
     TensorFlow 2.21 prints some before it looks at TF_CPP_MIN_LOG_LEVEL. So stderr goes to a
     file until it is imported. What is no notice is then shown, and all of it if the import fails.
     If it kills the process, TF_CPP_MIN_LOG_LEVEL=0 lets see what it had to say.
+
+    Raises:
+        ImportError: another program's import of it has made Keras 3 tf.keras.
     """
+    if "tensorflow" not in sys.modules:
+        _import_quietly()
+    # Only Keras 3 says its version here.
+    keras = getattr(sys.modules["tensorflow"].keras, "__version__", None)
+    if keras is not None:
+        raise ImportError(
+            f"refilled_tf needs Keras 2, but tf.keras is Keras {keras}: import refilled_tf before "
+            "tensorflow (or set TF_USE_LEGACY_KERAS=1), and have the package tf-keras installed"
+        )
+
+
+def _import_quietly() -> None:
     if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0" or sys.__stderr__ is None:
         importlib.import_module("tensorflow")
         return
@@ -50,17 +67,10 @@ def _import_tensorflow() -> None:
             os.write(2, notice.sub(b"", written) if notice else written)
 
 
-if "tensorflow" not in sys.modules:
+if "tensorflow" in sys.modules:
+    import_tensorflow()  # which refuses it if it came with Keras 3
+else:
     # Says which Keras is tf.keras, from TensorFlow 2.16 on; where there is no other, it must not.
     os.environ.pop("TF_USE_LEGACY_KERAS", None)
     if importlib.util.find_spec("tf_keras") is not None:
         os.environ["TF_USE_LEGACY_KERAS"] = "1"
-    _import_tensorflow()
-
-# Only Keras 3 says its version here.
-_keras = getattr(sys.modules["tensorflow"].keras, "__version__", None)
-if _keras is not None:
-    raise ImportError(
-        f"refilled_tf needs Keras 2, but tf.keras is Keras {_keras}: import refilled_tf before "
-        "tensorflow (or set TF_USE_LEGACY_KERAS=1), and have the package tf-keras installed"
-    )

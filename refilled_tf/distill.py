@@ -26,48 +26,54 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
+from etils import epy
 
-# The rest of the package knows nothing of exports. This program, which nothing imports, stands
-# above both and joins them.
-from export import tflite_files, tflite_model, trained, versions
-from refilled_tf.common import storage
-from refilled_tf.common.entry import command_line, run_main
+from export import QUANTIZATIONS
+from refilled_tf.common import gin_files, storage
+from refilled_tf.common.entry import command_line, no_arguments, run_main
 from refilled_tf.common.errors import InputError, require
-from refilled_tf.data import unlabelled
-from refilled_tf.data.image_folder import ImageFolder, notes
-from refilled_tf.data.sources import Source
-from refilled_tf.data.task import Partition, Task, read_index, select
-from refilled_tf.experiment import config, experiment, predictions
-from refilled_tf.experiment.experiment import Experiment
-from refilled_tf.experiment.launch import launch, open_run
-from refilled_tf.experiment.loading import untrained_network
-from refilled_tf.experiment.run import Run
-from refilled_tf.models import networks
-from refilled_tf.own_images import (
-    candidates,
-    distill_config,
-    pools,
-    retraining,
-    students,
-    teachers,
-    tuning,
-)
-from refilled_tf.reporting import distill_report
+from refilled_tf.own_images import pools, students, teachers
+
+with epy.lazy_imports():
+    # The rest of the package knows nothing of exports. This program, which nothing imports, stands
+    # above both and joins them.
+    from export import tflite_files, trained, versions
+    from refilled_tf.data import image_folder, sources, unlabelled
+    from refilled_tf.data import task as tasks
+    from refilled_tf.experiment import config, experiment, launch, loading, predictions
+    from refilled_tf.experiment import run as runs
+    from refilled_tf.models import keras_files, networks
+    from refilled_tf.own_images import candidates, distill_config, retraining, tuning
+    from refilled_tf.reporting import distill_report
 
 FLAGS = flags.FLAGS
 NOTES = "notes.txt"
 
 
-def main(argv: list[str]) -> None:
-    """Does what the flags say."""
-    require(len(argv) == 1, f"unexpected argument {argv[1:]}; every option is a --flag")
-    output, command = Path(FLAGS.output), command_line("refilled_tf.distill")
+def check(argv: list[str]) -> None:
+    """Rejects folders, files and names that are not there."""
+    no_arguments(argv)
+    output, images = Path(FLAGS.output), Path(FLAGS.images).expanduser().resolve()
     storage.require_writable("--output", output)
-    images = Path(FLAGS.images).expanduser().resolve()
     require(
         not images.is_dir() or images not in output.expanduser().resolve().parents,
         f"--output={output} lies in --images={images}, where its folders would be classes",
     )
+    pools.require_images(FLAGS.images)
+    for spec in FLAGS.unlabelled:
+        pools.require_named(spec)
+    teachers.require_found(FLAGS.teacher)
+    students.require_known(FLAGS.student)
+    require(
+        FLAGS.minutes is None or not FLAGS.quick,
+        f"--minutes={FLAGS.minutes} and --quick both say how long; give one of the two",
+    )
+    gin_files.check_names([], FLAGS.gin_param)
+
+
+def main(_: list[str]) -> None:
+    """Does what the flags say."""
+    output, command = Path(FLAGS.output), command_line("refilled_tf.distill")
     try:
         distil(output, command)
     except InputError as error:
@@ -95,13 +101,13 @@ def distil(output: Path, command: str) -> None:
     gin_file, work_dir = output / "distill.gin", output / "training"
     renew(plan, output)
     if not gin_file.exists():  # else all is chosen, and work_dir is of what was
-        open_run(spec, work_dir, FLAGS.data_dir)
+        launch.open_run(spec, work_dir, FLAGS.data_dir)
     text, competed, trials = choose(plan, output, command)
     write_gin_file(gin_file, text, FLAGS.gin_param, FLAGS.retrain)
     if FLAGS.retrain:
         now = retraining.outdated(config.load_experiment([str(gin_file)], []), _run(work_dir))
         retraining.set_aside(now, output)
-    spec, run, results = launch([str(gin_file)], [], work_dir, FLAGS.data_dir, command)
+    spec, run, results = launch.launch([str(gin_file)], [], work_dir, FLAGS.data_dir, command)
 
     model = trained.load(work_dir, competed[0]["stage"] if competed else None, FLAGS.data_dir)
     newer_than = run.folder(model.stage) / "model.keras"
@@ -110,7 +116,7 @@ def distil(output: Path, command: str) -> None:
         versions.publish(model, saved_model)
     tflite = output / "tflite"
     if not _made_since(tflite / "tflite.json", newer_than):
-        print(tflite_files.write(model, list(tflite_model.QUANTIZATIONS), tflite, command))
+        print(tflite_files.write(model, list(QUANTIZATIONS), tflite, command))
     head = export_head(output, command) if competed and plan.has_head else None
     report = distill_report.Report(
         command=command,
@@ -148,7 +154,7 @@ class Plan(NamedTuple):
     """
 
     text: str
-    task: Task
+    task: tasks.Task
     has_pool: bool
     has_head: bool
 
@@ -176,9 +182,9 @@ def renew(plan: Plan, output: Path) -> None:
     storage.write_json(output / retraining.IMAGES, retraining.listing(source))
 
 
-def _run(folder: Path) -> Run:
+def _run(folder: Path) -> runs.Run:
     """Where settings are compared; nothing runs there."""
-    return Run(folder, FLAGS.data_dir, experiment.make_strategy("mirrored"))
+    return runs.Run(folder, FLAGS.data_dir, experiment.make_strategy("mirrored"))
 
 
 def export_head(output: Path, command: str) -> dict[str, Any] | None:
@@ -217,10 +223,6 @@ def describe(output: Path, command: str) -> Plan:
         students.parse(FLAGS.student, width, FLAGS.student_weights) for width in FLAGS.width
     ]
     distill_config.check_choices(FLAGS.width, FLAGS.gin_param, FLAGS.tune)
-    require(
-        FLAGS.minutes is None or not FLAGS.quick,
-        f"--minutes={FLAGS.minutes} and --quick both say how long; give one of the two",
-    )
     pool = [pools.parse(spec, FLAGS.data_dir) for spec in FLAGS.unlabelled]
     settings = distill_config.settings(
         distill_config.task_of(FLAGS.images, FLAGS.data_dir),
@@ -281,24 +283,25 @@ def choose(
     return text, competed, trials
 
 
-def teacher_in_words(spec: Experiment) -> str:
+def teacher_in_words(spec: experiment.Experiment) -> str:
     """Returns such as "FILE.keras, cut at layer 'flat', with embeddings of 64 numbers", or ""."""
     stage = next((each for each in spec.stages() if each.name == "teacher"), None)
     if stage is None:
         return ""
     teacher = stage.backbone
-    said = f"imagenet:{teacher.name}" if isinstance(teacher, teachers.Application) else teacher.file
+    named = isinstance(teacher, keras_files.Application)
+    said = f"imagenet:{teacher.name}" if named else teacher.file
     if layer := getattr(teacher, "layer", None):
         said += f", cut at layer {layer!r}"
     if networks.looks_up(teacher):
-        index = read_index(stage.task.data.source, FLAGS.data_dir)
-        size = teacher.embeddings(index.keys[select(stage.task, index).train[:1]]).shape[1]
+        index = tasks.read_index(stage.task.data.source, FLAGS.data_dir)
+        size = teacher.embeddings(index.keys[tasks.select(stage.task, index).train[:1]]).shape[1]
     else:
-        size = untrained_network(stage).output_shape["embedding"][-1]
+        size = loading.untrained_network(stage).output_shape["embedding"][-1]
     return f"{said}, with embeddings of {size} numbers"
 
 
-def gain(run: Run, exported: str) -> tuple[float, float] | None:
+def gain(run: runs.Run, exported: str) -> tuple[float, float] | None:
     """Returns what the exported stage is above the student alone, with its standard error.
 
     As shares of the test images; None where there is nothing to compare.
@@ -310,7 +313,7 @@ def gain(run: Run, exported: str) -> tuple[float, float] | None:
     return predictions.difference([stages / exported], [reference])
 
 
-def survey(task: Task, data_dir: str | None, output: Path) -> Partition:
+def survey(task: tasks.Task, data_dir: str | None, output: Path) -> tasks.Partition:
     """Prints how many images of every class train and are tested, and what is odd about them.
 
     Args:
@@ -326,25 +329,26 @@ def survey(task: Task, data_dir: str | None, output: Path) -> Partition:
     """
     # First, as an error may be about the same files.
     print("\n".join(image_notes(task.data.source, output)))
-    index = read_index(task.data.source, data_dir)
-    selection = select(task, index)
+    index = tasks.read_index(task.data.source, data_dir)
+    selection = tasks.select(task, index)
     print(counts(index.labels, selection))
     return selection
 
 
-def image_notes(source: Source, output: Path) -> list[str]:
+def image_notes(source: sources.Source, output: Path) -> list[str]:
     """Returns what is odd about images of one's own, and writes notes.txt where that is much."""
-    if not isinstance(source, ImageFolder):
+    if not isinstance(source, image_folder.ImageFolder):
         return []
     seen, file = source.survey(), output / NOTES
-    short, whole = notes(seen, where=f", in {NOTES}"), notes(seen, shown=None)
+    short = image_folder.notes(seen, where=f", in {NOTES}")
+    whole = image_folder.notes(seen, shown=None)
     file.unlink(missing_ok=True)
     if short != whole:
         storage.write_text(file, "".join(f"{note}\n" for note in whole))
     return short
 
 
-def counts(labels: np.ndarray, selection: Partition) -> str:
+def counts(labels: np.ndarray, selection: tasks.Partition) -> str:
     """Formats how many images of every class train and are tested."""
     width = max(len(name) for name in selection.class_names)
     train, test = (collections.Counter(labels[rows]) for rows in (selection.train, selection.test))
@@ -411,4 +415,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("tune", 0, "Trials that choose weights, temperatures and rate.", 0)
     flags.DEFINE_multi_string("gin_param", [], "A single setting, such as 'Recipe.epochs = 10'.")
     flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS datasets; TFDS's own if unset.")
-    run_main(main, goes_on=True)
+    run_main(main, check, goes_on=True)

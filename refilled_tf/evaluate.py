@@ -11,15 +11,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
 from absl import flags
+from etils import epy
 
-from refilled_tf.common.entry import run_main
+from refilled_tf.common import gin_files
+from refilled_tf.common.entry import no_arguments, run_main
 from refilled_tf.common.errors import require
-from refilled_tf.data import task
-from refilled_tf.experiment import config, loading, stage, training
-from refilled_tf.experiment.run import Run, check_folder
-from refilled_tf.reporting import report
+
+with epy.lazy_imports():
+    import tensorflow as tf
+
+    from refilled_tf.data import task
+    from refilled_tf.experiment import config, loading, stage, training
+    from refilled_tf.experiment import run as runs
+    from refilled_tf.reporting import report
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("work_dir", None, "The folder of a training.", required=True)
@@ -32,13 +37,18 @@ flags.DEFINE_multi_string(
 )
 
 
-def main(argv: list[str]) -> None:
+def check(argv: list[str]) -> None:
+    """Rejects what is not the folder of a training."""
+    no_arguments(argv)
+    gin_files.require_training(Path(FLAGS.work_dir))
+
+
+def main(_: list[str]) -> None:
     """Scores the stages that the flags name."""
-    require(len(argv) == 1, f"unexpected argument {argv[1:]}; every option is a --flag")
     work_dir = Path(FLAGS.work_dir)
     spec = config.load_work_dir(work_dir)
     data_dir = FLAGS.data_dir or spec.data_dir
-    run = Run(work_dir, data_dir, tf.distribute.get_strategy())
+    run = runs.Run(work_dir, data_dir, tf.distribute.get_strategy())
     known = {each.name: each for each in spec.stages()}
     unknown = [name for name in FLAGS.stage if name not in known]
     require(not unknown, f"--stage={unknown} is not a stage here; there are {', '.join(known)}")
@@ -65,7 +75,7 @@ def main(argv: list[str]) -> None:
         evaluate(known[name], run, FLAGS.split)
 
 
-def evaluate(each: stage.Stage, run: Run, split: str) -> None:
+def evaluate(each: stage.Stage, run: runs.Run, split: str) -> None:
     """Prints a stage's scores and, for a classifier, saves its confusion matrix beside it.
 
     Args:
@@ -76,7 +86,7 @@ def evaluate(each: stage.Stage, run: Run, split: str) -> None:
     Raises:
         InputError: the stage is unfinished, unreadable or made by other settings.
     """
-    check_folder(each, run)
+    runs.check_folder(each, run)
     data = task.load(each.task, run.data_dir)
     labels, kind = (
         (data.test.labels, data.scored_on) if split == "test" else (data.train.labels, "training")
@@ -97,4 +107,4 @@ def evaluate(each: stage.Stage, run: Run, split: str) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, check)

@@ -15,26 +15,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
-import tensorflow as tf
 from absl import flags
+from etils import epy
 from tqdm import tqdm
 
-from refilled_tf.common import storage
-from refilled_tf.common.entry import run_main
+from refilled_tf.common import gin_files, storage
+from refilled_tf.common.entry import no_arguments, run_main
 from refilled_tf.common.errors import require
-from refilled_tf.data import resizing, task
-from refilled_tf.data.task import Examples
-from refilled_tf.experiment import config, loading, stage
-from refilled_tf.experiment.run import Run, check_folder
-from refilled_tf.losses.kd import kd
-from refilled_tf.losses.local import local_kl
-from refilled_tf.models import networks
 
-matplotlib.use("agg")
+with epy.lazy_imports():
+    import matplotlib
+    import matplotlib.pyplot as plt
+    import tensorflow as tf
 
-import matplotlib.pyplot as plt
+    from refilled_tf.data import resizing, task
+    from refilled_tf.experiment import config, loading, stage
+    from refilled_tf.experiment import run as runs
+    from refilled_tf.losses import kd, local
+    from refilled_tf.models import networks
 
 FLAGS = flags.FLAGS
 
@@ -76,8 +75,8 @@ def norm_differences(
         tape.watch(kernel)
         logits = tf.matmul(features, kernel)
         terms = (
-            kd(logits, teacher_logits, TEMPERATURE),
-            local_kl(logits, teacher_embedding, labels, tau_teacher=TEMPERATURE),
+            kd.kd(logits, teacher_logits, TEMPERATURE),
+            local.local_kl(logits, teacher_embedding, labels, tau_teacher=TEMPERATURE),
         )
     gradients = (tape.gradient(term, kernel) for term in terms)
     return tuple(float(tf.reduce_mean(tf.norm(g, axis=0))) for g in gradients)
@@ -86,7 +85,7 @@ def norm_differences(
 def measure(
     teacher: tf.keras.Model,
     student: tf.keras.Model,
-    examples: Examples,
+    examples: task.Examples,
     image_size: int,
     num_classes: int,
     seed: int,
@@ -152,6 +151,7 @@ def verdict(measurements: list[Measurement]) -> str:
 
 def save(measurements: list[Measurement], folder: Path) -> None:
     """Writes figure1.csv and figure1.png."""
+    matplotlib.use("agg")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["classes", "seed", *(f"{term}_difference" for term in TERMS)])
@@ -183,17 +183,23 @@ def _tasks(num_classes: int, sizes: int, seeds: int) -> Iterator[tuple[int, int]
             yield int(size), seed
 
 
-def main(argv: list[str]) -> None:
+def check(argv: list[str]) -> None:
+    """Rejects what is not the folder of a training."""
+    no_arguments(argv)
+    gin_files.require_training(Path(FLAGS.work_dir))
+
+
+def main(_: list[str]) -> None:
     """Measures, draws and judges."""
-    require(len(argv) == 1, f"unexpected argument {argv[1:]}; every option is a --flag")
     spec = config.load_work_dir(Path(FLAGS.work_dir))
-    run = Run(Path(FLAGS.work_dir), FLAGS.data_dir or spec.data_dir, tf.distribute.get_strategy())
+    data_dir = FLAGS.data_dir or spec.data_dir
+    run = runs.Run(Path(FLAGS.work_dir), data_dir, tf.distribute.get_strategy())
     taught = next((each for each in spec.stages() if each.name == "teacher"), None)
     require(taught is not None, f"--work_dir={FLAGS.work_dir} has no stage 'teacher'")
     require(
         taught.objective.classifies, f"--work_dir={FLAGS.work_dir}: the teacher is no classifier"
     )
-    check_folder(taught, run)
+    runs.check_folder(taught, run)
     folder = Path(FLAGS.output_dir)
     print(reproduce(taught, run, folder, FLAGS.seeds, FLAGS.sizes, FLAGS.batch_size))
     print(f"Picture {folder / 'figure1.png'}, numbers {folder / 'figure1.csv'}")
@@ -201,7 +207,7 @@ def main(argv: list[str]) -> None:
 
 def reproduce(
     taught: stage.Stage,
-    run: Run,
+    run: runs.Run,
     folder: Path,
     seeds: int = 10,
     sizes: int = 10,
@@ -253,4 +259,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("seeds", 10, "Random tasks of each size.", lower_bound=2)
     flags.DEFINE_integer("sizes", 10, "Task sizes, evenly spaced up to all classes.", lower_bound=2)
     flags.DEFINE_integer("batch_size", 128, "Images of a task.", lower_bound=1)
-    run_main(main, goes_on=True)
+    run_main(main, check, goes_on=True)

@@ -7,21 +7,43 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import tensorflow_datasets as tfds
 from absl import flags
+from etils import epy
 
 from refilled_tf.common import storage
-from refilled_tf.common.entry import run_main
+from refilled_tf.common.entry import no_arguments, run_main
 from refilled_tf.common.errors import InputError, require
-from refilled_tf.data import mini_imagenet  # noqa: F401  # makes it known to TFDS
-from refilled_tf.data.sources import UNKNOWN_DATASET
+
+with epy.lazy_imports():
+    import tensorflow_datasets as tfds
+
+    from refilled_tf.data import sources
 
 FLAGS = flags.FLAGS
 
 
-def main(argv: list[str]) -> None:
+def check(argv: list[str]) -> None:
+    """Rejects folders that are not there or cannot be written."""
+    no_arguments(argv)
+    check_folders(FLAGS.data_dir, FLAGS.manual_dir)
+
+
+def check_folders(data_dir: str | None, manual_dir: str | None) -> None:
+    """Rejects folders that `prepare` cannot write or read.
+
+    Raises:
+        InputError: naming the folder.
+    """
+    require(
+        manual_dir is None or Path(manual_dir).is_dir(),
+        f"--manual_dir={manual_dir} is not a folder",
+    )
+    if data_dir is not None:
+        storage.require_writable("--data_dir", Path(data_dir))
+
+
+def main(_: list[str]) -> None:
     """Prepares the dataset that the flags name."""
-    require(len(argv) == 1, f"unexpected argument {argv[1:]}; every option is a --flag")
     print(f"prepared in {prepare(FLAGS.dataset, FLAGS.data_dir, FLAGS.manual_dir)}")
 
 
@@ -40,15 +62,11 @@ def prepare(dataset: str, data_dir: str | None, manual_dir: str | None) -> str:
         InputError: TFDS knows no such dataset, what is at hand is incomplete, or a download or the
             disk fails.
     """
-    require(
-        manual_dir is None or Path(manual_dir).is_dir(),
-        f"--manual_dir={manual_dir} is not a folder",
-    )
-    if data_dir is not None:
-        storage.require_writable("--data_dir", Path(data_dir))
+    from refilled_tf.data import mini_imagenet  # noqa: F401  # makes it known to TFDS
+
     try:
         builder = tfds.builder(dataset, data_dir=data_dir)
-    except UNKNOWN_DATASET as error:
+    except sources.UNKNOWN_DATASET as error:
         raise InputError(f"--dataset={dataset}: TensorFlow Datasets knows none such") from error
     settings = tfds.download.DownloadConfig(manual_dir=manual_dir)
     try:
@@ -65,4 +83,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("dataset", None, "TFDS's name, or mini_imagenet.", required=True)
     flags.DEFINE_string("data_dir", None, "Folder of prepared datasets; TFDS's own if unset.")
     flags.DEFINE_string("manual_dir", None, "Folder of what TFDS cannot download.")
-    run_main(main, goes_on=True)
+    run_main(main, check, goes_on=True)

@@ -14,24 +14,28 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
+from etils import epy
 from tqdm import tqdm
 
-from refilled_tf.common.entry import run_main
+from refilled_tf.common import gin_files
+from refilled_tf.common.entry import no_arguments, run_main
 from refilled_tf.common.errors import InputError, require
 from refilled_tf.common.progress import bar_interval
-from refilled_tf.data import batches
-from refilled_tf.data.task import Task, load, read_index, select
-from refilled_tf.evaluation.embedding import cross_validated
-from refilled_tf.experiment import config
-from refilled_tf.models import networks
-from refilled_tf.own_images import distill_config, students, teachers
-from refilled_tf.reporting import report
+from refilled_tf.own_images import pools, students, teachers
+
+with epy.lazy_imports():
+    from refilled_tf.data import batches
+    from refilled_tf.data import task as tasks
+    from refilled_tf.evaluation import embedding
+    from refilled_tf.experiment import config
+    from refilled_tf.models import networks
+    from refilled_tf.own_images import distill_config
+    from refilled_tf.reporting import report
 
 FLAGS = flags.FLAGS
 BATCH_SIZE = 32
 FEWEST_FOLDS = 3
 PIXELS = 16  # side of the images whose pixels are a baseline
-STUDENT = students.parse("MobileNet", 0.25)  # which is never built
 
 
 class Score(NamedTuple):
@@ -59,15 +63,15 @@ class Score(NamedTuple):
         return float(folds.std(ddof=1) / np.sqrt(len(folds)))
 
 
-def check(task: Task, folds: int, data_dir: str | None) -> None:
+def require_foldable(task: tasks.Task, folds: int, data_dir: str | None) -> None:
     """Rejects classes that cannot be cross-validated, before any network runs.
 
     Raises:
         InputError: naming the class with the fewest images.
     """
     require(folds >= FEWEST_FOLDS, f"--folds={folds} must be at least {FEWEST_FOLDS}")
-    index = read_index(task.data.source, data_dir)
-    selection = select(task, index)
+    index = tasks.read_index(task.data.source, data_dir)
+    selection = tasks.select(task, index)
     counts = [int(np.sum(index.labels[selection.train] == c)) for c in selection.classes]
     fewest = int(np.argmin(counts))
     require(
@@ -81,7 +85,7 @@ def check(task: Task, folds: int, data_dir: str | None) -> None:
 def score(
     name: str,
     teacher: teachers.Teacher,
-    task: Task,
+    task: tasks.Task,
     image_size: int,
     folds: int,
     data_dir: str | None,
@@ -104,11 +108,11 @@ def score(
     task = dataclasses.replace(task, data=dataclasses.replace(task.data, **sizes))
     seconds = None
     if networks.looks_up(teacher):
-        index = read_index(task.data.source, data_dir)
-        rows = select(task, index).train
+        index = tasks.read_index(task.data.source, data_dir)
+        rows = tasks.select(task, index).train
         embeddings, labels = teacher.embeddings(index.keys[rows]), index.labels[rows]
     else:
-        size, examples = task.data.crop_size, load(task, data_dir).train
+        size, examples = task.data.crop_size, tasks.load(task, data_dir).train
         network, labels = networks.embedding_network(teacher, size), examples.labels
         network(np.zeros((1, size, size, 3), np.float32))  # the first call prepares the others
         total = -(-len(labels) // BATCH_SIZE)
@@ -118,16 +122,16 @@ def score(
         outputs = networks.outputs_of(network, bar)
         seconds = (time.monotonic() - started) / len(labels)
         embeddings = outputs["embedding"]
-    accuracies = cross_validated(embeddings, labels, folds, seed=0)
+    accuracies = embedding.cross_validated(embeddings, labels, folds, seed=0)
     return Score(name, embeddings.shape[1], accuracies, seconds)
 
 
-def of_pixels(task: Task, folds: int, data_dir: str | None) -> Score:
+def of_pixels(task: tasks.Task, folds: int, data_dir: str | None) -> Score:
     """Scores the images' own pixels, as a teacher that knows nothing would hand them on."""
     data = dataclasses.replace(task.data, image_size=PIXELS, load_size=PIXELS, view_size=None)
-    examples = load(dataclasses.replace(task, data=data), data_dir).train
+    examples = tasks.load(dataclasses.replace(task, data=data), data_dir).train
     flat = examples.images.reshape(len(examples.labels), -1).astype(np.float32)
-    accuracies = cross_validated(flat, examples.labels, folds, seed=0)
+    accuracies = embedding.cross_validated(flat, examples.labels, folds, seed=0)
     return Score(f"no teacher: {PIXELS}×{PIXELS} pixels", flat.shape[1], accuracies, None)
 
 
@@ -194,9 +198,17 @@ def expectation(scores: list[Score], pixels: Score) -> str:
     return said
 
 
-def main(argv: list[str]) -> None:
+def check(argv: list[str]) -> None:
+    """Rejects files, folders and names that are not there."""
+    no_arguments(argv)
+    pools.require_images(FLAGS.images)
+    for spec in FLAGS.teacher:
+        teachers.require_found(spec)
+    gin_files.check_names([], FLAGS.gin_param)
+
+
+def main(_: list[str]) -> None:
     """Scores, ranks and comments on the teachers that the flags name."""
-    require(len(argv) == 1, f"unexpected argument {argv[1:]}; every option is a --flag")
     specs = FLAGS.teacher
     options = {
         name: _one_for_each(f"teacher_{name}", FLAGS[f"teacher_{name}"].value, len(specs))
@@ -219,15 +231,16 @@ def main(argv: list[str]) -> None:
     taken = [(spec, teacher) for spec, teacher, _ in built]
     if FLAGS.gin_param:
         # What distill would make of them, for whichever teacher.
-        settings = distill_config.settings(task, taken[0][1], STUDENT, FLAGS.image_size)
+        student = students.parse("MobileNet", 0.25)  # which is never built
+        settings = distill_config.settings(task, taken[0][1], student, FLAGS.image_size)
         text = distill_config.gin_text([], settings, {}, FLAGS.gin_param)
         task = distill_config.task_in(text, FLAGS.gin_param)
-    check(task, FLAGS.folds, FLAGS.data_dir)
+    require_foldable(task, FLAGS.folds, FLAGS.data_dir)
     where = FLAGS.image_size, FLAGS.folds, FLAGS.data_dir
     scores, more = attempted(lambda *each: score(*each, task, *where), taken)
     faults += more
     scores = ranked(scores)
-    selection = select(task, read_index(task.data.source, FLAGS.data_dir))
+    selection = tasks.select(task, tasks.read_index(task.data.source, FLAGS.data_dir))
     pixels, classes = of_pixels(task, FLAGS.folds, FLAGS.data_dir), len(selection.class_names)
     print(f"\n{classes} classes, {len(selection.train)} images that train, {FLAGS.folds} folds\n")
     print(f"{table([*scores, pixels])}\n\n{expectation(scores, pixels)}")
@@ -288,4 +301,4 @@ if __name__ == "__main__":
         "gin_param", [], "A single setting of the images, such as \"Data.on_corrupt = 'skip'\"."
     )
     flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS datasets; TFDS's own if unset.")
-    run_main(main)
+    run_main(main, check)

@@ -16,18 +16,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 import filelock
-import tensorflow as tf
 from absl import flags
+from etils import epy
 
 from refilled_tf import figure1
-from refilled_tf.common import storage
-from refilled_tf.common.entry import command_line, run_main
+from refilled_tf.common import gin_files, storage
+from refilled_tf.common.entry import command_line, no_arguments, run_main
 from refilled_tf.common.errors import InputError, OutOfTimeError, require
-from refilled_tf.experiment import config, experiment
-from refilled_tf.experiment.run import Run
-from refilled_tf.experiment.stage import Stage
-from refilled_tf.reporting import pages, pictures, tables
-from refilled_tf.reporting.forecast import Forecast
+
+with epy.lazy_imports():
+    import tensorflow as tf
+
+    from refilled_tf.experiment import config, experiment, stage
+    from refilled_tf.experiment import run as runs
+    from refilled_tf.reporting import forecast, pages, pictures, tables
 
 FLAGS = flags.FLAGS
 
@@ -36,44 +38,54 @@ MARK = "scale.json"  # of a work_dir: the scale of its results
 POLL_SECONDS = 5.0  # between two looks at stages that other processes are at
 
 
-def main(argv: list[str]) -> None:
-    """Trains and collects what the flags ask for."""
-    require(len(argv) == 1, f"unexpected argument {argv[1:]}; every option is a --flag")
+def check(argv: list[str]) -> None:
+    """Rejects unknown tables, and a folder of the other scale."""
+    no_arguments(argv)
     require(
         bool(FLAGS.table) or FLAGS.figure is not None,
         f"nothing to do: --table={'|'.join(names(FLAGS.scale))} or --figure=1",
     )
-    work_dir = Path(FLAGS.work_dir or f"runs/reproduce_{FLAGS.scale}")
-    check_work_dir(work_dir, FLAGS.scale)
+    for name in FLAGS.table:
+        gin_files.check_names([table_file(name, FLAGS.scale)])
+    check_work_dir(work_dir(), FLAGS.scale)
+
+
+def work_dir() -> Path:
+    """Returns where all goes."""
+    return Path(FLAGS.work_dir or f"runs/reproduce_{FLAGS.scale}")
+
+
+def main(_: list[str]) -> None:
+    """Trains and collects what the flags ask for."""
     limit = FLAGS.max_minutes
     deadline = None if limit is None else time.monotonic() + 60 * limit
     strategy = experiment.make_strategy("mirrored")
-    run = Run(work_dir, FLAGS.data_dir, strategy, pooled=True, deadline=deadline)
+    run = runs.Run(work_dir(), FLAGS.data_dir, strategy, pooled=True, deadline=deadline)
     # All of them, before the first trains for hours.
     plans = [plan_table(name, run) for name in FLAGS.table]
     figure = None if FLAGS.figure is None else plan_figure(run)
     if FLAGS.dry_run:
         for plan in plans:
-            forecast = Forecast(plan.run, plan.table.minutes).table(plan.specs)
-            print(f"{plan.table.title}: {len(plan.parts)} experiments\n\n{forecast}\n")
+            work = forecast.Forecast(plan.run, plan.table.minutes).table(plan.specs)
+            print(f"{plan.table.title}: {len(plan.parts)} experiments\n\n{work}\n")
         if figure:
             teacher, run = figure
-            print(f"Figure 1\n\n{Forecast(run).table([(teacher, 1)])}\n")
+            print(f"Figure 1\n\n{forecast.Forecast(run).table([(teacher, 1)])}\n")
         return
-    storage.write_json(work_dir / MARK, FLAGS.scale)
+    storage.write_json(work_dir() / MARK, FLAGS.scale)
     command, failed = command_line("refilled_tf.reproduce"), []
     for plan in plans:
         failed += reproduce_table(plan, command)
     if figure:
         failed += reproduce_figure(*figure)
-    print(f"Report   {pages.write_report(work_dir)}")
+    print(f"Report   {pages.write_report(work_dir())}")
     require(not failed, f"{len(failed)} stages failed, see above: {', '.join(failed)}")
 
 
 def names(scale: str) -> list[str]:
     """Returns what --table may be at a scale: the files in gin/tables/, without their endings."""
     ending = f"_{scale}.gin"
-    found = sorted((config.GIN_FOLDER / "tables").glob(f"*{ending}"))
+    found = sorted((gin_files.GIN_FOLDER / "tables").glob(f"*{ending}"))
     return [path.name.removesuffix(ending).removeprefix("table") for path in found]
 
 
@@ -92,7 +104,7 @@ def table_file(name: str, scale: str) -> Path:
         f"--table={name}: at --scale={scale} there are {', '.join(known)}, or a gin file",
     )
     stem = f"table{name}" if name.isdigit() else name
-    return config.GIN_FOLDER / "tables" / f"{stem}_{scale}.gin"
+    return gin_files.GIN_FOLDER / "tables" / f"{stem}_{scale}.gin"
 
 
 def check_work_dir(work_dir: Path, scale: str) -> None:
@@ -133,7 +145,7 @@ class Plan(NamedTuple):
     table: tables.Table
     parts: Sequence[tables.Part]
     settings: Mapping[str, str]
-    run: Run
+    run: runs.Run
 
     @property
     def specs(self) -> list[tuple[experiment.Row, int]]:
@@ -141,14 +153,14 @@ class Plan(NamedTuple):
         return tables.unique(self.parts, self.run)
 
 
-def plan_table(name: str, run: Run) -> Plan:
+def plan_table(name: str, run: runs.Run) -> Plan:
     """Builds a table's experiments, and refuses what cannot be trained.
 
     Raises:
         InputError: there is no such table, or as `tables.parts` and `placed` say.
     """
     file = table_file(name, FLAGS.scale)
-    table, stem = tables.load_table(file), file.stem.removesuffix(f"_{FLAGS.scale}")
+    table, stem = config.load_table(file), file.stem.removesuffix(f"_{FLAGS.scale}")
     settings: dict[str, str] = {}
 
     def load(files, params):
@@ -161,7 +173,7 @@ def plan_table(name: str, run: Run) -> Plan:
     return Plan(stem, table, parts, settings, run)
 
 
-def placed(name: str, specs: Sequence[experiment.Experiment], run: Run) -> Run:
+def placed(name: str, specs: Sequence[experiment.Experiment], run: runs.Run) -> runs.Run:
     """Returns where to run experiments, once it is seen that they can be trained there.
 
     Args:
@@ -218,7 +230,7 @@ def reproduce_table(plan: Plan, command: str) -> list[str]:
     return failed
 
 
-def finish_all(specs: Sequence[experiment.Row], run: Run) -> list[str]:
+def finish_all(specs: Sequence[experiment.Row], run: runs.Run) -> list[str]:
     """Trains all stages and scores all rows, together with whoever else works in the work_dir.
 
     A stage that fails costs only those that build on it. Ends early at the run's deadline.
@@ -241,7 +253,7 @@ def finish_all(specs: Sequence[experiment.Row], run: Run) -> list[str]:
 
 
 def _still_to_do(
-    specs: Sequence[experiment.Row], failed: list[str], run: Run
+    specs: Sequence[experiment.Row], failed: list[str], run: runs.Run
 ) -> list[experiment.Row]:
     """Returns what is neither finished nor failed; what builds on a failure fails with it."""
     left = []
@@ -256,7 +268,7 @@ def _still_to_do(
     return left
 
 
-def _try(spec: experiment.Row, failed: list[str], run: Run) -> bool:
+def _try(spec: experiment.Row, failed: list[str], run: runs.Run) -> bool:
     """Runs a stage or row if its parents are finished and no other process holds it.
 
     Returns:
@@ -284,7 +296,7 @@ def _try(spec: experiment.Row, failed: list[str], run: Run) -> bool:
     return True
 
 
-def plan_figure(run: Run) -> tuple[Stage, Run]:
+def plan_figure(run: runs.Run) -> tuple[stage.Stage, runs.Run]:
     """Builds the teacher of Figure 1, and refuses what cannot be trained.
 
     Returns:
@@ -298,7 +310,7 @@ def plan_figure(run: Run) -> tuple[Stage, Run]:
     return teacher, placed("Figure 1", [spec], run)
 
 
-def reproduce_figure(teacher: Stage, run: Run) -> list[str]:
+def reproduce_figure(teacher: stage.Stage, run: runs.Run) -> list[str]:
     """Trains the teacher of Figure 1 and draws the figure.
 
     Returns:
@@ -325,4 +337,4 @@ if __name__ == "__main__":
     flags.DEFINE_bool("collect", False, "Train nothing; write what is finished.")
     flags.DEFINE_bool("dry_run", False, "List what is to be trained and how long it may take.")
     flags.DEFINE_float("max_minutes", None, "Stop after the epoch under way then.", lower_bound=0.0)
-    run_main(main, goes_on=True)
+    run_main(main, check, goes_on=True)

@@ -9,11 +9,15 @@ import shlex
 from pathlib import Path
 
 from absl import flags
+from etils import epy
 
-from refilled_tf.common.entry import command_line, run_main
+from refilled_tf.common import gin_files
+from refilled_tf.common.entry import command_line, no_arguments, run_main
 from refilled_tf.common.errors import require
-from refilled_tf.experiment.launch import launch
-from refilled_tf.reporting import pictures, report
+
+with epy.lazy_imports():
+    from refilled_tf.experiment import launch
+    from refilled_tf.reporting import pictures, report
 
 FLAGS = flags.FLAGS
 flags.DEFINE_multi_string("gin_file", [], "A gin file; repeated ones are applied in order.")
@@ -22,13 +26,20 @@ flags.DEFINE_string("work_dir", None, "Where results go; runs/<first gin file's 
 flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS datasets; TFDS's own if unset.")
 
 
-def main(argv: list[str]) -> None:
-    """Runs the experiment that the flags describe."""
-    require(len(argv) == 1, f"unexpected argument {argv[1:]}; every option is a --flag")
+def check(argv: list[str]) -> None:
+    """Rejects what is no experiment, as far as names and files show."""
+    no_arguments(argv)
     require(bool(FLAGS.gin_file), "--gin_file is missing, such as --gin_file=gin/quickstart.gin")
+    gin_files.check_names(FLAGS.gin_file, FLAGS.gin_param)
+
+
+def main(_: list[str]) -> None:
+    """Runs the experiment that the flags describe."""
     work_dir = Path(FLAGS.work_dir or Path("runs") / Path(FLAGS.gin_file[0]).stem)
     command = command_line("refilled_tf.train")
-    spec, run, results = launch(FLAGS.gin_file, FLAGS.gin_param, work_dir, FLAGS.data_dir, command)
+    spec, run, results = launch.launch(
+        FLAGS.gin_file, FLAGS.gin_param, work_dir, FLAGS.data_dir, command
+    )
     if run.is_chief:
         print(f"\n{report.table(results['rows'])}\n")
         print(f"Results  {work_dir / 'results.json'}")
@@ -53,4 +64,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main, goes_on=True)
+    run_main(main, check, goes_on=True)

@@ -8,9 +8,12 @@ from pathlib import Path
 # `make test` runs a process for each core instead.
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
-import refilled_tf  # noqa: F401  # isort: skip  # before TensorFlow, which it sets up
-import pytest
-import tensorflow as tf
+import refilled_tf  # isort: skip
+
+refilled_tf.import_tensorflow()  # without the notices of its start-up
+
+import pytest  # noqa: E402
+import tensorflow as tf  # noqa: E402
 
 # Before anything initialises TensorFlow, so that tests can build a strategy on two devices.
 tf.config.set_logical_device_configuration(

@@ -67,7 +67,7 @@ def test_unknown_dataset_is_named(dataset, tmp_path):
 def test_data_dir_that_is_a_file(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"--data_dir=.*file is not a folder that can be written"):
-        prepare.prepare("mini_imagenet", str(tmp_path / "file"), None)
+        prepare.check_folders(str(tmp_path / "file"), None)
 
 
 @pytest.mark.parametrize(
@@ -85,4 +85,4 @@ def test_download_that_fails_is_one_line(error, tmp_path, monkeypatch):
 
 def test_manual_dir_must_be_a_folder(tmp_path):
     with pytest.raises(InputError, match=r"--manual_dir=.*nowhere is not a folder"):
-        prepare.prepare("mini_imagenet", str(tmp_path), str(tmp_path / "nowhere"))
+        prepare.check_folders(str(tmp_path), str(tmp_path / "nowhere"))

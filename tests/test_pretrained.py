@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 import tiny
 
+from refilled_tf.common import gin_files
 from refilled_tf.common.errors import InputError
 from refilled_tf.data import batches
 from refilled_tf.data.task import Examples, Task
@@ -466,7 +467,7 @@ def test_overlay_on_an_ordinary_experiment(file, tmp_path):
     rows = {row["stage"]: row for row in experiment.run(spec, run, ["tiny"], "command")["rows"]}
     assert list(rows) == [row.split("/")[0] for row in ROWS]
     assert all(row["accuracy"] > 0.2 for row in rows.values())
-    (tmp_path / "work" / config.OPERATIVE).write_text(config.operative_config())
+    (tmp_path / "work" / gin_files.OPERATIVE).write_text(config.operative_config())
     assert config.load_work_dir(tmp_path / "work") == spec
 
 

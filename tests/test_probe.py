@@ -17,6 +17,7 @@ import tensorflow as tf
 from refilled_tf import probe
 from refilled_tf.common.errors import InputError
 from refilled_tf.data.sources import Digits
+from refilled_tf.data.task import select
 from refilled_tf.own_images import distill_config, teachers
 
 CLASSES, COUNT = 4, 15
@@ -50,7 +51,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def scores(folder):
     task = distill_config.task_of(str(folder / "images"), None)
-    probe.check(task, 3, None)
+    probe.require_foldable(task, 3, None)
     return {
         name: probe.score(name, teachers.parse(f"{folder}/{name}"), task, 16, 3, None)
         for name in ("nothing.npz", "pixels.keras", "some.npz")
@@ -85,7 +86,7 @@ def test_only_training_images_are_looked_at(folder):
     """A file that lacks the test images will do; one that lacks a training image will not."""
     task = distill_config.task_of(str(folder / "images"), None)
     index = task.data.source.index()
-    train = probe.select(task, index).train
+    train = select(task, index).train
     archive = dict(np.load(folder / "some.npz"))
     kept = np.isin(archive["paths"], index.keys[train])
     assert not kept.all()
@@ -124,9 +125,9 @@ def test_pixels_are_those_of_small_images(folder):
 def test_too_few_images_are_named(folder):
     task = distill_config.task_of(str(folder / "images"), None)
     with pytest.raises(InputError, match=r"class 'digit \d' has 12 training images; --folds=13"):
-        probe.check(task, 13, None)
+        probe.require_foldable(task, 13, None)
     with pytest.raises(InputError, match="--folds=2 must be at least 3"):
-        probe.check(task, 2, None)
+        probe.require_foldable(task, 2, None)
 
 
 def test_command_prints_the_table(folder):

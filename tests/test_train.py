@@ -22,7 +22,7 @@ from absl import flags, logging
 from absl.testing import flagsaver
 
 from refilled_tf import train
-from refilled_tf.common import stack
+from refilled_tf.common import gin_files, stack
 from refilled_tf.common.entry import run_main
 from refilled_tf.experiment import config
 from refilled_tf.experiment.run import Run
@@ -50,7 +50,7 @@ def fails(tmp_path, monkeypatch, capsys):
         with flagsaver.flagsaver():
             flags.FLAGS.unparse_flags()
             with pytest.raises(SystemExit) as caught:
-                run_main(train.main)
+                run_main(train.main, train.check)
         assert caught.value.code not in (0, None)
         captured = capsys.readouterr()
         assert "Traceback" not in captured.err + captured.out
@@ -221,7 +221,7 @@ def test_run_prints_the_table_and_leaves_results(trained):
     assert "python -m refilled_tf.evaluate --work_dir=work --data_dir=data\n" in done.stdout
     assert results["replicas"] == 1
     assert results["versions"] == stack.versions()
-    assert (folder / "work" / config.OPERATIVE).is_file()
+    assert (folder / "work" / gin_files.OPERATIVE).is_file()
 
 
 def test_picture_shows_what_is_in_the_predictions(trained, monkeypatch):
@@ -312,7 +312,7 @@ def test_evaluate_of_what_is_not_there(trained, tmp_path):
 
 def test_evaluate_of_an_unfinished_stage(trained, tmp_path):
     # As a kill leaves it: settings, but no network yet.
-    for part in (config.OPERATIVE, "stages/teacher/stage.json"):
+    for part in (gin_files.OPERATIVE, "stages/teacher/stage.json"):
         path = tmp_path / part
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes((trained[0] / "work" / part).read_bytes())

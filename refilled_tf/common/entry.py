@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging as python_logging
 import os
 import re
 import shlex
@@ -11,10 +12,10 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import tensorflow as tf
 from absl import app, flags, logging
 
-from refilled_tf.common.errors import InputError
+from refilled_tf import import_tensorflow
+from refilled_tf.common.errors import InputError, require
 
 INTERRUPTED = 130  # the exit status that shells give to what Ctrl-C has ended
 # What a machine may refuse, and what a person can do about it.
@@ -30,7 +31,20 @@ _REFUSALS = {
 }
 
 
-def run_main(main: Callable[[list[str]], None], goes_on: bool = False) -> None:
+def no_arguments(argv: list[str]) -> None:
+    """Rejects what is on the command line beside options.
+
+    Raises:
+        InputError: naming it.
+    """
+    require(len(argv) == 1, f"unexpected argument {argv[1:]}; every option is a --flag")
+
+
+def run_main(
+    main: Callable[[list[str]], None],
+    check: Callable[[list[str]], None] = no_arguments,
+    goes_on: bool = False,
+) -> None:
     """Parses flags and runs an entry point.
 
     Bad input, and what the machine refuses, such as a write to a full disk, end in one line on
@@ -39,6 +53,7 @@ def run_main(main: Callable[[list[str]], None], goes_on: bool = False) -> None:
 
     Args:
         main: the entry point.
+        check: of its options, as far as it takes no TensorFlow, whose import takes seconds.
         goes_on: whether the same command, given again, goes on where it ended.
     """
     again = "; the same command goes on from here" if goes_on else ""
@@ -46,10 +61,12 @@ def run_main(main: Callable[[list[str]], None], goes_on: bool = False) -> None:
     def guarded(argv: list[str]) -> None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
-        tf.get_logger().setLevel("ERROR")
+        python_logging.getLogger("tensorflow").setLevel("ERROR")
         if not sys.warnoptions:
             warnings.simplefilter("ignore")
         try:
+            check(argv)
+            import_tensorflow()
             main(argv)
             return
         except KeyboardInterrupt:

@@ -6,12 +6,13 @@ an unbroken one, and any number of replicas or workers sees, together, the same 
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-import keras_cv
 import numpy as np
 import tensorflow as tf
 
@@ -215,6 +216,8 @@ def random_flip() -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
     # The layer asks for TensorFlow's global generator, which must have a seed when ops are
     # deterministic; nothing is drawn from it.
     tf.random.set_global_generator(tf.random.Generator.from_seed(0))
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints which backend it has
+        import keras_cv
     layer = keras_cv.layers.RandomFlip()
 
     def flip(images, numbers):

@@ -13,6 +13,7 @@ from pathlib import Path
 import gin
 
 from refilled_tf import data, few_shot, models, objectives
+from refilled_tf.common import gin_files
 from refilled_tf.common.errors import (
     InputError,
     alternatives,
@@ -23,6 +24,7 @@ from refilled_tf.common.errors import (
 )
 from refilled_tf.data import task
 from refilled_tf.experiment import experiment as experiments
+from refilled_tf.experiment import table
 
 # The rooms whose modules hold what gin files may name. Importing a module registers it.
 REGISTERED = (data, few_shot, models, objectives)
@@ -30,15 +32,11 @@ for _room in REGISTERED:
     for _module in pkgutil.iter_modules(_room.__path__, f"{_room.__name__}."):
         importlib.import_module(_module.name)
 
-_PACKAGE = Path(__file__).resolve().parents[1]
-# In the package where it is installed, beside it in a checkout.
-GIN_FOLDER = next(f / "gin" for f in (_PACKAGE, _PACKAGE.parent) if (f / "gin").is_dir())
-OPERATIVE = "operative_config.gin"
 # What gin and the classes that it builds raise; an ImportError comes of `import` in a gin file.
 REFUSALS = (ValueError, TypeError, SyntaxError, OSError, RuntimeError, ImportError, InputError)
 
 # So that "gin/quickstart.gin" and "quickstart.gin" are found from anywhere.
-for _place in (GIN_FOLDER, GIN_FOLDER.parent):
+for _place in gin_files.PLACES[1:]:
     gin.add_config_file_search_path(str(_place))
 # gin would also take "data/cub.gin" for a file of a Python package `data`, and trip over any
 # folder of that name on Python's path: only files are read, by the first, plain reader.
@@ -66,11 +64,7 @@ def load_experiment(
         InputError: a file or include is missing, a name unknown, a value refused, or a single
             setting has no effect on the experiment.
     """
-    for path in files:
-        require(
-            any(Path(place, path).is_file() for place in ("", GIN_FOLDER, GIN_FOLDER.parent)),
-            f"--gin_file={path} does not exist; the project's own are in {GIN_FOLDER}",
-        )
+    gin_files.require_files(files)
     require_quotes(params)
     built = build(experiments.Experiment, files, params)
     for param in params:
@@ -81,6 +75,15 @@ def load_experiment(
             "settings of narrower scopes override it",
         )
     return built
+
+
+def load_table(file: Path) -> table.Table:
+    """Parses a gin file of a table of results.
+
+    Raises:
+        InputError: a name is unknown or a value refused.
+    """
+    return build(table.Table, [file], [])
 
 
 def require_quotes(params: Sequence[str]) -> None:
@@ -188,19 +191,7 @@ def load_work_dir(work_dir: Path) -> experiments.Experiment:
     Raises:
         InputError: the folder is not a training's.
     """
-    path, inner = work_dir / OPERATIVE, training_in(work_dir)
-    require(
-        path.is_file(),
-        f"--work_dir={work_dir} is not the folder of a training: no {path}"
-        + (f"; that of this output of distill is --work_dir={inner}" if inner else ""),
-    )
-    return load_experiment([path])
-
-
-def training_in(folder: Path) -> Path | None:
-    """Returns the folder of a training: this one, or what distill has in it; None if neither is."""
-    known = (folder, folder / "training")
-    return next((each for each in known if (each / OPERATIVE).is_file()), None)
+    return load_experiment([gin_files.require_training(work_dir)])
 
 
 def operative_config() -> str:

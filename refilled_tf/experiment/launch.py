@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from refilled_tf.common import storage
+from refilled_tf.common import gin_files, storage
 from refilled_tf.common.errors import require
 from refilled_tf.experiment import config, experiment
 from refilled_tf.experiment.experiment import Experiment
@@ -14,8 +14,8 @@ from refilled_tf.experiment.run import Run
 
 
 def launch(
-    gin_files: Sequence[str],
-    gin_params: Sequence[str],
+    files: Sequence[str],
+    params: Sequence[str],
     work_dir: Path,
     data_dir: str | None,
     command: str,
@@ -23,8 +23,8 @@ def launch(
     """Trains and scores an experiment, or goes on with it.
 
     Args:
-        gin_files: that describe it, later ones over earlier ones.
-        gin_params: single settings, over the files.
+        files: gin files that describe it, later ones over earlier ones.
+        params: single settings, over the files.
         work_dir: where results go.
         data_dir: folder of prepared TFDS datasets; None for the experiment's.
         command: that did this.
@@ -35,11 +35,11 @@ def launch(
     Raises:
         InputError: as `config.load_experiment`, `open_run` and `experiment.run` say.
     """
-    spec = config.load_experiment(gin_files, gin_params)
+    spec = config.load_experiment(files, params)
     run = open_run(spec, work_dir, data_dir)
     if run.is_chief:
-        storage.write_text(work_dir / config.OPERATIVE, config.operative_config())
-    return spec, run, experiment.run(spec, run, gin_files, command)
+        storage.write_text(work_dir / gin_files.OPERATIVE, config.operative_config())
+    return spec, run, experiment.run(spec, run, files, command)
 
 
 def open_run(spec: Experiment, work_dir: Path, data_dir: str | None) -> Run:
@@ -75,7 +75,7 @@ def check_work_dir(work_dir: Path) -> None:
     require(
         existing != work_dir
         or not any(work_dir.iterdir())
-        or (work_dir / config.OPERATIVE).is_file(),
+        or (work_dir / gin_files.OPERATIVE).is_file(),
         f"--work_dir={work_dir} holds other things than an experiment's results; take an empty "
         "or a new folder",
     )

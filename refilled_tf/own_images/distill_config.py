@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,10 +38,7 @@ def task_of(images: str, data_dir: str | None) -> Task:
         source = ImageFolder(str(Path(images).expanduser().resolve()))
         split = source.survey().has_splits
     else:
-        require(
-            re.fullmatch(r"\w+(:[\d.]+)?", images) is not None,
-            f"--images={images} is neither a folder nor the name of a TFDS dataset",
-        )
+        pools.require_images(images)
         source = pools.tfds_source("--images", images, data_dir)
         require(
             "train" in source.builder(data_dir).info.splits,

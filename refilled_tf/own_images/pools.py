@@ -6,22 +6,27 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from etils import epy
+
+from refilled_tf.common import gin_files
 from refilled_tf.common.errors import InputError, require
-from refilled_tf.data.sources import Source, TfdsSource
-from refilled_tf.data.task import Task
-from refilled_tf.data.unlabelled import PhotoFolder
-from refilled_tf.experiment import config
+
+with epy.lazy_imports():
+    from refilled_tf.data import sources, task, unlabelled
+    from refilled_tf.experiment import config
 
 ACCEPTED = (
     "a folder of photos, which may lie at any depth; NAME or NAME:SPLIT of TensorFlow Datasets; a "
     "--work_dir of a training or an --output of distill, for the images that its teacher has "
     "learnt from"
 )
+# NAME or NAME:SPLIT of TFDS, where NAME may end in a version.
+NAMED = r"(\w+(?::\d[\d.]*)?)(?::([a-z]\w*))?"
 # Names under which TFDS's datasets keep what identifies an image.
 KEYS = ("image/filename", "file_name", "filename", "id", "image/id", "key", "name")
 
 
-def parse(spec: str, data_dir: str | None) -> Task | Source:
+def parse(spec: str, data_dir: str | None) -> task.Task | sources.Source:
     """Turns an --unlabelled into what gin's student.unlabelled would hold.
 
     Args:
@@ -32,9 +37,9 @@ def parse(spec: str, data_dir: str | None) -> Task | Source:
         InputError: there is no such thing.
     """
     folder = Path(spec).expanduser()
-    if training := config.training_in(folder):
+    if training := gin_files.training_in(folder):
         tasks = [stage.task for stage in config.load_work_dir(training).stages()]
-        taught = next((task for task in tasks if task.role == "teacher"), None)
+        taught = next((each for each in tasks if each.role == "teacher"), None)
         require(
             taught is not None,
             f"--unlabelled={spec}: no stage of this training has a teacher's task, so there are no "
@@ -42,19 +47,31 @@ def parse(spec: str, data_dir: str | None) -> Task | Source:
         )
         return taught
     if folder.is_dir():
-        return PhotoFolder(str(folder.resolve()))
-    match = re.fullmatch(r"(\w+(?::\d[\d.]*)?)(?::([a-z]\w*))?", spec)
+        return unlabelled.PhotoFolder(str(folder.resolve()))
+    require_named(spec)
+    name, split = re.fullmatch(NAMED, spec).groups()
+    return tfds_source("--unlabelled", name, data_dir, [split] if split else None)
+
+
+def require_named(spec: str) -> None:
+    """Rejects an --unlabelled that is no folder, nor can be TFDS's name of a dataset."""
     require(
-        match is not None,
+        Path(spec).expanduser().is_dir() or re.fullmatch(NAMED, spec) is not None,
         f"--unlabelled={spec} is none of what is accepted: {ACCEPTED}",
     )
-    name, split = match.groups()
-    return tfds_source("--unlabelled", name, data_dir, [split] if split else None)
+
+
+def require_images(images: str) -> None:
+    """Rejects an --images that is no folder, nor can be TFDS's name of a dataset."""
+    require(
+        Path(images).expanduser().is_dir() or re.fullmatch(r"\w+(:[\d.]+)?", images) is not None,
+        f"--images={images} is neither a folder nor the name of a TFDS dataset",
+    )
 
 
 def tfds_source(
     option: str, name: str, data_dir: str | None, splits: Sequence[str] | None = None
-) -> TfdsSource:
+) -> sources.TfdsSource:
     """Finds out how to read a TFDS dataset.
 
     Args:
@@ -67,7 +84,7 @@ def tfds_source(
         InputError: there is no such dataset, or it lacks what is needed.
     """
     try:
-        info = TfdsSource(name).builder(data_dir).info
+        info = sources.TfdsSource(name).builder(data_dir).info
     except InputError as error:
         raise InputError(f"{option}={name} is no folder, and {error}") from error
     key = next((key for key in KEYS if key in info.features), None)
@@ -84,10 +101,10 @@ def tfds_source(
         not missing,
         f"{option}={name} has no split {', '.join(missing)}; it has {', '.join(info.splits)}",
     )
-    return TfdsSource(name, splits=tuple(splits), key=key)
+    return sources.TfdsSource(name, splits=tuple(splits), key=key)
 
 
-def gin_lines(parts: Sequence[Task | Source], scopes: Sequence[str]) -> list[str]:
+def gin_lines(parts: Sequence[task.Task | sources.Source], scopes: Sequence[str]) -> list[str]:
     """Says in gin that tasks have these unlabelled images.
 
     Args:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from refilled_tf.common.errors import require
-from refilled_tf.models.efficientnet_lite import EfficientNetLite0
-from refilled_tf.models.from_weights import FromWeights
-from refilled_tf.models.mobilenet import MobileNet, MobileNetV2, MobileNetV3Small
-from refilled_tf.models.networks import Backbone
+from typing import TypeAlias
 
+from etils import epy
+
+from refilled_tf.common.errors import require
+
+with epy.lazy_imports():
+    from refilled_tf.models import efficientnet_lite, from_weights, mobilenet, networks
+
+# Each is a class of this name, in this file.
 NETWORKS = {
-    kind.__name__: kind for kind in (MobileNet, MobileNetV2, MobileNetV3Small, EfficientNetLite0)
+    "MobileNet": mobilenet,
+    "MobileNetV2": mobilenet,
+    "MobileNetV3Small": mobilenet,
+    "EfficientNetLite0": efficientnet_lite,
 }
 
-Student = MobileNet | MobileNetV2 | MobileNetV3Small | EfficientNetLite0 | FromWeights
+Student: TypeAlias = (
+    "mobilenet.MobileNet | mobilenet.MobileNetV2 | mobilenet.MobileNetV3Small "
+    "| efficientnet_lite.EfficientNetLite0 | from_weights.FromWeights"
+)
 
 
 def parse(name: str, width: float, weights: str | None = None) -> Student:
@@ -29,11 +39,16 @@ def parse(name: str, width: float, weights: str | None = None) -> Student:
     Raises:
         InputError: there is no such network, width or file.
     """
+    require_known(name)
+    network = getattr(NETWORKS[name], name)(width=width)
+    return network if weights is None else from_weights.FromWeights(network, weights)
+
+
+def require_known(name: str) -> None:
+    """Rejects a --student that is none of `NETWORKS`."""
     require(
         name in NETWORKS, f"--student={name} is none of what is accepted: {', '.join(NETWORKS)}"
     )
-    network = NETWORKS[name](width=width)
-    return network if weights is None else FromWeights(network, weights)
 
 
 def width_option(name: str) -> str:
@@ -41,9 +56,9 @@ def width_option(name: str) -> str:
     return f"student/{name}.width"
 
 
-def described(backbone: Backbone) -> str:
+def described(backbone: networks.Backbone) -> str:
     """Returns such as "MobileNetV2 of width 0.35", of any network."""
-    if isinstance(backbone, FromWeights):
+    if isinstance(backbone, from_weights.FromWeights):
         return f"{described(backbone.network)}, pretrained,"
     width = getattr(backbone, "width", None)
     return type(backbone).__name__ + ("" if width is None else f" of width {width}")
@@ -58,7 +73,7 @@ def gin_lines(student: Student) -> list[str]:
     Returns:
         Lines such as "Stage.backbone = @student/MobileNetV2()".
     """
-    if not isinstance(student, FromWeights):
+    if not isinstance(student, from_weights.FromWeights):
         kind = type(student).__name__
         return [f"Stage.backbone = @student/{kind}()", f"{width_option(kind)} = {student.width}"]
     kind = type(student.network).__name__

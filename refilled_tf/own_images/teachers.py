@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import TypeAlias
 
-import tensorflow as tf
+from etils import epy
 
+from refilled_tf.common import gin_files
 from refilled_tf.common.errors import InputError, require
-from refilled_tf.experiment import config
-from refilled_tf.experiment.run import Run
-from refilled_tf.models import networks
-from refilled_tf.models.embedding_files import EmbeddingFile
-from refilled_tf.models.keras_files import Application, KerasFile
-from refilled_tf.models.onnx_files import OnnxFile
+
+with epy.lazy_imports():
+    import tensorflow as tf
+
+    from refilled_tf.experiment import config
+    from refilled_tf.experiment import run as runs
+    from refilled_tf.models import embedding_files, keras_files, networks, onnx_files
 
 IMAGENET = "imagenet:"
 ACCEPTED = (
@@ -32,7 +35,10 @@ OPTIONS = {
 
 TRUST = "Let a teacher's Keras file run code of its own, such as Lambda layers."
 
-Teacher = KerasFile | Application | EmbeddingFile | OnnxFile
+Teacher: TypeAlias = (
+    "keras_files.KerasFile | keras_files.Application | embedding_files.EmbeddingFile "
+    "| onnx_files.OnnxFile"
+)
 
 
 def parse(spec: str, trusted: bool = False, **options: str | None) -> Teacher:
@@ -61,9 +67,24 @@ def parse(spec: str, trusted: bool = False, **options: str | None) -> Teacher:
     kind, what, taken = _locate(spec)
     for name, value in given.items():
         require(name in taken, f"--teacher_{name}={value} does not go with --teacher={spec}")
-    if kind is KerasFile:
+    if kind is keras_files.KerasFile:
         given["trusted"] = trusted
     return kind(what, **given)
+
+
+def require_found(spec: str) -> None:
+    """Rejects a --teacher that is no file or folder here, where it should be one.
+
+    Raises:
+        InputError: saying what is accepted.
+    """
+    work_dir = Path(spec.partition(":")[0]).expanduser()
+    require(
+        spec.startswith(IMAGENET)
+        or Path(spec).expanduser().exists()
+        or gin_files.training_in(work_dir) is not None,
+        f"--teacher={spec}: there is no such thing; accepted are {ACCEPTED}",
+    )
 
 
 def cost(teacher: Teacher) -> str | None:
@@ -84,23 +105,27 @@ def cost(teacher: Teacher) -> str | None:
 def _locate(spec: str) -> tuple[type[Teacher], str, tuple[str, ...]]:
     """Returns the kind of a teacher, its file or name, and which of `OPTIONS` it takes."""
     if spec.startswith(IMAGENET):
-        return Application, spec.removeprefix(IMAGENET), ("layer", "weights", "input_size")
+        return (
+            keras_files.Application,
+            spec.removeprefix(IMAGENET),
+            ("layer", "weights", "input_size"),
+        )
+    require_found(spec)
     path = Path(spec).expanduser()
     work_dir, _, stage = spec.partition(":")
-    if training := config.training_in(Path(work_dir).expanduser()):
+    if training := gin_files.training_in(Path(work_dir).expanduser()):
         file = _model_of(training, stage or "teacher", work_dir)
-        return KerasFile, str(file), ("layer",)
-    require(path.exists(), f"--teacher={spec}: there is no such thing; accepted are {ACCEPTED}")
+        return keras_files.KerasFile, str(file), ("layer",)
     _require_no_export(spec, path)
     if path.suffix == ".npz":
-        return EmbeddingFile, spec, ()
+        return embedding_files.EmbeddingFile, spec, ()
     if path.suffix == ".onnx":
-        return OnnxFile, spec, ("layer", "preprocessing", "layout", "input_size")
+        return onnx_files.OnnxFile, spec, ("layer", "preprocessing", "layout", "input_size")
     require(
         path.suffix in (".keras", ".h5", ".hdf5") or (path / "saved_model.pb").is_file(),
         f"--teacher={spec} is none of what is accepted: {ACCEPTED}",
     )
-    return KerasFile, spec, ("layer", "preprocessing")
+    return keras_files.KerasFile, spec, ("layer", "preprocessing")
 
 
 def _pixels(given: str | int) -> int:
@@ -147,7 +172,7 @@ def _model_of(work_dir: Path, name: str, spec: str) -> Path:
 
 def _networks(work_dir: Path) -> dict[str, Path]:
     """Returns the files of a training's networks by stage; one in an ONNX file has none here."""
-    run = Run(work_dir, None, tf.distribute.get_strategy())
+    run = runs.Run(work_dir, None, tf.distribute.get_strategy())
     stages = [each for each in config.load_work_dir(work_dir).stages() if run.is_finished(each)]
     files = {each.name: run.folder(each) / "model.keras" for each in stages}
     return {name: file for name, file in files.items() if file.is_file()}
@@ -165,7 +190,7 @@ def _require_no_export(spec: str, path: Path) -> None:
         return
     advice = "the --work_dir of the training or the --output of distill that it was exported from"
     for folder in (path, *path.resolve().parents[:2]):
-        if training := config.training_in(folder):
+        if training := gin_files.training_in(folder):
             advice = f"one of {', '.join(f'{folder}:{name}' for name in _networks(training))}"
     raise InputError(
         f"--teacher={spec} is an export for a server, which has no layers any more; give {advice}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import statistics
 from collections import Counter
@@ -11,69 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import gin
-
 from refilled_tf.common import storage
 from refilled_tf.common.errors import require
-from refilled_tf.experiment import config, predictions
+from refilled_tf.experiment import predictions
 from refilled_tf.experiment.experiment import Experiment, Row
 from refilled_tf.experiment.loading import untrained_network
 from refilled_tf.experiment.run import Run
 from refilled_tf.experiment.stage import Stage
+from refilled_tf.experiment.table import Table
 from refilled_tf.models import networks
 from refilled_tf.models.cost import Cost, cost_of
 from refilled_tf.reporting.report import markdown
 
 COSTS = "Millions, for an image"
-
-
-@gin.register
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """A comparison of methods over columns and seeds.
-
-    Attributes:
-        title: of the page.
-        columns: for each column's label the experiment: a gin file and single settings. A label
-            "GROUP, X" belongs to the curve GROUP at the place X of pictures. Where an experiment
-            is of few-shot learning, its numbers of shots make the columns instead.
-        axis: what X is.
-        paper: for a method the paper's numbers, column by column, in percent; None where it has
-            none.
-        reference: the method that the others are compared with, image by image; None for no
-            comparison.
-        seeds: how many of Stage.seed 0, 1, …
-        pictured: label of the column whose training curves and embeddings are shown; None for the
-            first.
-        minutes: that stages took on 2 CPU cores when they were measured, by their names; what
-            --dry_run goes by until the work_dir holds a finished stage of the kind.
-    """
-
-    title: str
-    columns: Mapping[str, Sequence[str]]
-    axis: str
-    paper: Mapping[str, Sequence[float | None]] = dataclasses.field(default_factory=dict)
-    reference: str | None = None
-    seeds: int = 3
-    pictured: str | None = None
-    minutes: Mapping[str, float] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self):
-        require(len(self.columns) > 0, "Table.columns is empty: it needs at least one experiment")
-        require(self.seeds >= 1, f"Table.seeds={self.seeds} must be at least 1")
-        require(
-            self.pictured is None or self.pictured in self.columns,
-            f"Table.pictured={self.pictured!r} must be one of {', '.join(self.columns)}",
-        )
-
-
-def load_table(file: Path) -> Table:
-    """Parses a gin file of a table of results.
-
-    Raises:
-        InputError: a name is unknown or a value refused.
-    """
-    return config.build(Table, [file], [])
 
 
 class Part(NamedTuple):

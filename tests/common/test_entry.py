@@ -16,8 +16,6 @@ from refilled_tf.common import entry
 
 PROGRAM = """
 import sys, warnings
-import refilled_tf
-import tensorflow as tf
 from refilled_tf.common.entry import run_main
 from refilled_tf.common.errors import InputError
 

@@ -12,12 +12,12 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from refilled_tf.common import gin_files
 from refilled_tf.common.errors import InputError
 from refilled_tf.data import mini_imagenet
 from refilled_tf.data.mini_imagenet import CLASSES, MiniImagenet
 from refilled_tf.data.sources import TfdsSource
 from refilled_tf.data.task import Data, load, student, teacher, validation
-from refilled_tf.experiment import config
 
 # In the numbers of the real parts. The last come first, so that part and label do not agree.
 PARTS = {"train": CLASSES[36:], "val": CLASSES[20:36], "test": CLASSES[:20]}
@@ -112,7 +112,7 @@ def test_source_reads_all_three_splits(data_dir):
 )
 def test_gin_file_gives_every_role_its_part(data_dir, make, part):
     gin.clear_config()
-    gin.parse_config_file(str(config.GIN_FOLDER / "data/mini_imagenet.gin"))
+    gin.parse_config_file(str(gin_files.GIN_FOLDER / "data/mini_imagenet.gin"))
     data = gin.get_configurable(Data)()
     gin.clear_config()
     assert data.source == SOURCE

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from refilled_tf.common import gin_files
 from refilled_tf.common.errors import InputError
 from refilled_tf.data.image_folder import ImageFolder
 from refilled_tf.data.sources import Digits, Index
 from refilled_tf.data.splits import AlphabeticalHalves, ListedClasses, RandomHalves
 from refilled_tf.data.task import Data, Task, load, select, student, teacher, validation
-from refilled_tf.experiment import config
 
 DIGITS = Data(
     source=Digits(),
@@ -259,7 +259,7 @@ def test_cifar100_task_keeps_the_datasets_split(cifar100, cifar100_index):
 def _gin_data(name, *params):
     """Returns the data that a gin file describes."""
     gin.clear_config()
-    gin.parse_config_files_and_bindings([str(config.GIN_FOLDER / "data" / name)], params)
+    gin.parse_config_files_and_bindings([str(gin_files.GIN_FOLDER / "data" / name)], params)
     data = gin.get_configurable(Data)()
     gin.clear_config()
     return data

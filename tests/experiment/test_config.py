@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
+from refilled_tf.common import gin_files
 from refilled_tf.common.errors import InputError
 from refilled_tf.data.splits import (
     AlphabeticalHalves,
@@ -114,7 +115,7 @@ def test_rows_of_a_pretrained_student_stand_beside_those_from_scratch(tmp_path):
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_operative_config_gives_the_same_experiment(name, tmp_path):
     first = config.load_experiment([name])
-    (tmp_path / config.OPERATIVE).write_text(config.operative_config(), encoding="utf-8")
+    (tmp_path / gin_files.OPERATIVE).write_text(config.operative_config(), encoding="utf-8")
     assert config.load_work_dir(tmp_path) == first
 
 
@@ -435,7 +436,7 @@ def test_method_of_the_documents_works(tmp_path, monkeypatch):
     (tmp_path / "my_method.py").write_text(code)
     (tmp_path / "mine.gin").write_text(row)
     spec = config.load_experiment(["mine.gin"], ["SameDistances.weight = 2.0"])
-    (tmp_path / config.OPERATIVE).write_text(config.operative_config())
+    (tmp_path / gin_files.OPERATIVE).write_text(config.operative_config())
     assert config.load_work_dir(tmp_path) == spec
     objective = spec.rows[1].start.objective
     # Orthogonal embeddings against equal ones: two of four inner products differ by 1.

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from export import trained, versions
-from refilled_tf.common import storage
+from refilled_tf.common import gin_files, storage
 from refilled_tf.experiment import config, training
 from refilled_tf.experiment.run import Run
 
@@ -42,7 +42,7 @@ def work_dir(made_once):
 def _train(folder):
     folder.mkdir()
     spec = digits.experiment(folder, "Experiment.rows = [@student/Stage(), @refilled/Stage()]")
-    storage.write_text(folder / config.OPERATIVE, config.operative_config())
+    storage.write_text(folder / gin_files.OPERATIVE, config.operative_config())
     run = Run(folder, None, tf.distribute.get_strategy())
     training.train(next(each for each in spec.stages() if each.name == "student"), run)
 

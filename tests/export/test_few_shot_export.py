@@ -10,7 +10,7 @@ import tiny
 from tiny_few_shot import GIN
 
 from export import trained, versions
-from refilled_tf.common import storage
+from refilled_tf.common import gin_files, storage
 from refilled_tf.common.errors import InputError
 from refilled_tf.data import episodes
 from refilled_tf.experiment import config, experiment
@@ -34,7 +34,7 @@ def finished_rows(tmp_path_factory):
     work_dir = tmp_path_factory.mktemp("few_shot_export")
     (work_dir / "few_shot.gin").write_text(GIN + ROWS)
     spec = config.load_experiment([work_dir / "few_shot.gin"])
-    storage.write_text(work_dir / config.OPERATIVE, config.operative_config())
+    storage.write_text(work_dir / gin_files.OPERATIVE, config.operative_config())
     experiment.run(spec, tiny.run_in(work_dir), ["few_shot.gin"], "command")
     return work_dir, {row.name: row for row in spec.rows}
 

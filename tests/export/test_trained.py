@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from export import trained
-from refilled_tf.common import storage
+from refilled_tf.common import gin_files, storage
 from refilled_tf.experiment import config, training
 
 GIN = f"""{tiny.GIN}
@@ -23,7 +23,7 @@ def test_accuracy_is_of_images_as_the_export_takes_them(tmp_path):
     (tmp_path / "views.gin").write_text(GIN)
     spec = config.load_experiment([tmp_path / "views.gin"])
     work_dir = tmp_path / "work"
-    storage.write_text(work_dir / config.OPERATIVE, config.operative_config())
+    storage.write_text(work_dir / gin_files.OPERATIVE, config.operative_config())
     (student,) = spec.stages()
     training.train(student, tiny.run_in(work_dir))
     known = trained.load(work_dir, "student", None)

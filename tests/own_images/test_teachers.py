@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 import tiny
 
+from refilled_tf.common import gin_files
 from refilled_tf.common.errors import InputError
 from refilled_tf.experiment import config, experiment, loading
 from refilled_tf.models.embedding_files import EmbeddingFile
@@ -25,7 +26,7 @@ def folder(tmp_path_factory):
     rows = "Experiment.rows = [@teacher/Stage()]"
     spec, run = config.load_experiment([folder / "tiny.gin"], [rows]), tiny.run_in(folder / "run")
     (folder / "run").mkdir()
-    (folder / "run" / config.OPERATIVE).write_text(config.operative_config())
+    (folder / "run" / gin_files.OPERATIVE).write_text(config.operative_config())
     experiment.run(spec, run, [], "")
     images = tf.keras.Input((12, 12, 3))
     flat = tf.keras.layers.Flatten(name="flat")(images)

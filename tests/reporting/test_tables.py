@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 from refilled_tf import reproduce
-from refilled_tf.common import storage
+from refilled_tf.common import gin_files, storage
 from refilled_tf.common.errors import InputError
 from refilled_tf.data.task import Task
 from refilled_tf.experiment import config
@@ -25,7 +25,7 @@ from refilled_tf.reporting.tables import Cell, Part, Table
 PROBE = Probe("probe", "1NN", Task(tiny.DATA, "student"), tiny.teacher(), "1nn")
 TABLE = Table("Digits", {"a": ("a.gin",), "b": ("b.gin",)}, "x", {"Second": (60.0, None)})
 HEADER = "image,class,predicted"
-FILES = sorted((config.GIN_FOLDER / "tables").glob("*.gin"))
+FILES = sorted((gin_files.GIN_FOLDER / "tables").glob("*.gin"))
 
 
 def _second(column, seed):
@@ -204,7 +204,7 @@ def test_a_part_for_every_seed_and_column():
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
 def test_table_file_fits_its_experiments(file):
     """Every setting takes effect, the paper's numbers fit, the first line runs the file."""
-    table = tables.load_table(file)
+    table = config.load_table(file)
     seeds = [
         {spec.seed for spec in part.experiment.stages() if spec.name != "teacher"}
         for part in tables.parts(table, 2, config.load_experiment)
@@ -226,6 +226,6 @@ PAPER = {  # The supplement's tables: a first and a last number of each.
 
 @pytest.mark.parametrize("name", PAPER)
 def test_paper_numbers_are_the_papers(name):
-    table = tables.load_table(config.GIN_FOLDER / "tables" / f"{name}_paper.gin")
+    table = config.load_table(gin_files.GIN_FOLDER / "tables" / f"{name}_paper.gin")
     for method, place, number in PAPER[name]:
         assert table.paper[method][place] == number
