@@ -13,7 +13,7 @@ import pytest
 from refilled_tf.common import gin_files
 from refilled_tf.common.errors import InputError
 from refilled_tf.experiment import config
-from refilled_tf.reporting import tables  # noqa: F401  # registers Table
+
 
 FILES = sorted(gin_files.GIN_FOLDER.rglob("*.gin"))
 
