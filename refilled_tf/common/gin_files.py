@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,7 @@ def _options(name: str, nodes: dict[str, list[Any]]) -> frozenset[str] | None:
         for each in node.body
         if isinstance(each, ast.AnnAssign)
         and "ClassVar" not in ast.unparse(each.annotation)
-        and not (each.value and "init=False" in ast.unparse(each.value))
+        and not (each.value and re.search("init=False|read_once", ast.unparse(each.value)))
     }
     return frozenset(own.union(*inherited))
 

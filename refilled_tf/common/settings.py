@@ -6,9 +6,10 @@ An option says itself, by the metadata of its field, where it is none of the set
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Protocol
 
 _KEY, _PREFIX = "setting", "prefix"
@@ -24,6 +25,18 @@ PARENT = {_KEY: "parent"}
 def prefixed(prefix: str) -> dict[str, str]:
     """Metadata of what has a task of its own beside that of its owner, or beside another one."""
     return {_PREFIX: prefix}
+
+
+def read_once(read: Callable[[Any], Any]) -> Any:
+    """Makes a field of what lies on a disk, which is read when it is first asked for.
+
+    Such as a file's hash, a setting in place of its path: a constructor that read it would do so
+    at every reference in gin, and say of a missing file that gin cannot build something.
+
+    Args:
+        read: the field's value from its owner.
+    """
+    return dataclasses.field(init=False, default=functools.cached_property(read))
 
 
 class Named(Protocol):

@@ -139,13 +139,14 @@ class ImageFolder:
     on_conflict: Literal["error", "skip"] = dataclasses.field(
         default="error", metadata=settings.IF_SET
     )
-    content: str = dataclasses.field(init=False)
+    content: str = settings.read_once(lambda self: self._content_hash())
 
     def __post_init__(self):
         require_choice(self, "on_crossing", "on_conflict")
+
+    def _content_hash(self) -> str:
         names = "".join(f"{photo.key}\0{photo.content}\0" for photo in self.survey().photos)
-        content = hashlib.sha256(names.encode()).hexdigest()[:16]
-        object.__setattr__(self, "content", content)
+        return hashlib.sha256(names.encode()).hexdigest()[:16]
 
     def survey(self) -> Survey:
         """Looks through the folder.

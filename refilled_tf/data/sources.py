@@ -334,7 +334,7 @@ class ExampleFiles:
 
     train: tuple[str, ...] = dataclasses.field(metadata=settings.NEVER)
     test: tuple[str, ...] = dataclasses.field(metadata=settings.NEVER)
-    content: str = dataclasses.field(init=False)
+    content: str = settings.read_once(lambda self: self._content_hash())
 
     def __post_init__(self):
         for split in ("train", "test"):
@@ -345,10 +345,12 @@ class ExampleFiles:
                 "['DIR/train-*']",
             )
             object.__setattr__(self, split, tuple(patterns))
+
+    def _content_hash(self) -> str:
         files = [(split, path) for split in ("train", "test") for path in self._files(split)]
         stats = [tf.io.gfile.stat(path) for _, path in files]
         versions = tuple((stat.length, stat.mtime_nsec) for stat in stats)
-        object.__setattr__(self, "content", _content(tuple(files), versions))
+        return _content(tuple(files), versions)
 
     def index(self, data_dir: str | None = None) -> Index:
         """Reads labels and names, and makes keys of the images' content.

@@ -57,13 +57,13 @@ class PhotoFolder:
     """
 
     folder: str = dataclasses.field(metadata=settings.NEVER)
-    content: str = dataclasses.field(init=False)
+    content: str = settings.read_once(lambda self: self._content_hash())
 
-    def __post_init__(self):
+    def _content_hash(self) -> str:
         digest = hashlib.sha256()
         for key, size in _listing(self._root):
             digest.update(f"{key}\0{size}\0".encode())
-        object.__setattr__(self, "content", digest.hexdigest()[:16])
+        return digest.hexdigest()[:16]
 
     def index(self, data_dir: str | None = None) -> Index:
         """Returns the keys, which are paths below the folder; all images train, of no class.

@@ -17,6 +17,7 @@ def check(stage: Stage, run: Run) -> None:
     Raises:
         InputError: naming the option, class or dataset at fault.
     """
+    stage.settings()  # reads the files that it names, or says which is missing
     check_folder(stage, run)
     index = read_index(stage.task.data.source, run.data_dir)
     selection = select(stage.task, index)

@@ -31,11 +31,9 @@ class EmbeddingFile:
     """
 
     file: str = dataclasses.field(metadata=settings.NEVER)
-    content: str = dataclasses.field(init=False)
-
-    def __post_init__(self):
-        option = f"EmbeddingFile.file={self.file}"
-        object.__setattr__(self, "content", content_hash(option, self.file))
+    content: str = settings.read_once(
+        lambda self: content_hash(f"EmbeddingFile.file={self.file}", self.file)
+    )
 
     def embeddings(self, keys: Sequence[str]) -> np.ndarray:
         """Looks images up.

@@ -33,20 +33,20 @@ class FromWeights:
 
     network: Backbone
     weights: str = dataclasses.field(metadata=settings.NEVER)
-    content: str = dataclasses.field(init=False)
+    content: str = settings.read_once(lambda self: self._content_hash())
 
     def __post_init__(self):
         require_built("FromWeights.network", self.network, Backbone, "@MobileNetV2()")
-        content = IMAGENET
-        if self.weights != IMAGENET:
-            option = f"FromWeights.weights={self.weights}"
-            content = keras_files.content_hash(option, self.weights)
         require(
             self.weights != IMAGENET or hasattr(self.network, "application"),
             f"FromWeights.weights='imagenet': Keras has none of {type(self.network).__name__}; "
             "give a file",
         )
-        object.__setattr__(self, "content", content)
+
+    def _content_hash(self) -> str:
+        if self.weights == IMAGENET:
+            return IMAGENET
+        return keras_files.content_hash(f"FromWeights.weights={self.weights}", self.weights)
 
     @property
     def width(self) -> float | None:

@@ -64,11 +64,12 @@ class KerasFile:
     layer: str | None = None
     preprocessing: Preprocessing = "none"
     trusted: bool = dataclasses.field(default=False, metadata=settings.NEVER)
-    content: str = dataclasses.field(init=False)
+    content: str = settings.read_once(
+        lambda self: content_hash(f"KerasFile.file={self.file}", self.file)
+    )
 
     def __post_init__(self):
         require_choice(self, "preprocessing")
-        object.__setattr__(self, "content", content_hash(f"KerasFile.file={self.file}", self.file))
 
     def build(self, image_size: int) -> tf.keras.Model:
         """Loads the network and cuts it at the embedding.
@@ -111,7 +112,11 @@ class Application:
     weights: str | None = dataclasses.field(default=None, metadata=settings.NEVER)
     layer: str | None = None
     input_size: int | None = None
-    content: str | None = dataclasses.field(init=False)
+    content: str | None = settings.read_once(
+        lambda self: (
+            self.weights and content_hash(f"Application.weights={self.weights}", self.weights)
+        )
+    )
 
     def __post_init__(self):
         # Of a ConvNeXt, Keras 2.15 cannot load what it has saved.
@@ -125,10 +130,6 @@ class Application:
             f"Application.name={self.name!r} is no network of tf.keras.applications; there are "
             f"{', '.join(known)}",
         )
-        content = None
-        if self.weights is not None:
-            content = content_hash(f"Application.weights={self.weights}", self.weights)
-        object.__setattr__(self, "content", content)
 
     def build(self, image_size: int) -> tf.keras.Model:
         """Builds the network with its weights; see `KerasFile.build`.

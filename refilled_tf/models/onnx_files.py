@@ -55,7 +55,7 @@ class OnnxFile:
     preprocessing: Literal["none", "tf", "torch", "caffe", "clip"] | None = None
     layout: Literal["NCHW", "NHWC"] | None = None
     input_size: int | None = None
-    content: str = dataclasses.field(init=False)
+    content: str = settings.read_once(lambda self: self._content_hash())
 
     def __post_init__(self):
         for option, accepted in (("preprocessing", PREPROCESSING), ("layout", LAYOUTS)):
@@ -68,10 +68,11 @@ class OnnxFile:
             self.input_size is None or (isinstance(self.input_size, int) and self.input_size > 0),
             f"OnnxFile.input_size={self.input_size!r} must be a number of pixels, such as 224",
         )
+
+    def _content_hash(self) -> str:
         # PyTorch puts weights into a second file beside it, unless told not to.
         files = [self.file, *(f for f in (f"{self.file}.data",) if Path(f).expanduser().exists())]
-        hashes = [keras_files.content_hash(f"OnnxFile.file={self.file}", f) for f in files]
-        object.__setattr__(self, "content", "-".join(hashes))
+        return "-".join(keras_files.content_hash(f"OnnxFile.file={self.file}", f) for f in files)
 
     def build(self, image_size: int) -> tf.keras.Model:
         """Opens the file and asks it about a black image, so that what it cannot do shows now.

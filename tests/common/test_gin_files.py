@@ -14,7 +14,6 @@ from refilled_tf.common import gin_files
 from refilled_tf.common.errors import InputError
 from refilled_tf.experiment import config
 
-
 FILES = sorted(gin_files.GIN_FOLDER.rglob("*.gin"))
 
 

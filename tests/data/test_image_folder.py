@@ -127,7 +127,7 @@ def test_class_without_an_image_is_named(flat, names, shown):
     for name in names:
         (flat / "fox" / name).write_bytes(b"no image")
     with pytest.raises(InputError, match=rf"class 'fox' has no image .*it holds {shown}\. Put"):
-        ImageFolder(str(flat))
+        ImageFolder(str(flat)).index()
 
 
 def test_folders_of_an_archive_are_passed_over(parted):
@@ -474,7 +474,7 @@ def test_bad_folder(flat, spoil, message):
 
 def test_missing_folder(tmp_path):
     with pytest.raises(InputError, match=r"ImageFolder\.folder=.*nowhere is not a folder"):
-        ImageFolder(str(tmp_path / "nowhere"))
+        ImageFolder(str(tmp_path / "nowhere")).index()
 
 
 def test_file_in_training_and_test(parted):
@@ -538,7 +538,7 @@ def test_files_that_may_not_be_read_are_named(flat, monkeypatch):
         os, "access", lambda path, mode: str(path) not in closed and access(path, mode)
     )
     with pytest.raises(InputError, match=r"2 image\(s\) may not be read: cat/00\.png, dog/01\.png"):
-        ImageFolder(str(flat))
+        ImageFolder(str(flat)).index()
 
 
 def test_class_lost_by_skipping_is_named(flat):
@@ -559,4 +559,4 @@ def test_path_that_is_not_utf8_is_named(flat):
     os.mkdir(os.fsencode(flat) + b"/M\xf6we")
     (flat / os.fsdecode(b"M\xf6we") / "1.png").write_bytes((flat / "cat/00.png").read_bytes())
     with pytest.raises(InputError, match=r"b'M\\xf6we/1\.png' is not UTF-8; rename it"):
-        ImageFolder(str(flat))
+        ImageFolder(str(flat)).index()

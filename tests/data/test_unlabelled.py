@@ -169,7 +169,7 @@ def test_a_folder_without_images_is_refused(tmp_path):
     with pytest.raises(InputError, match="holds no image at any depth"):
         PhotoFolder(str(tmp_path)).index()
     with pytest.raises(InputError, match="is not a folder"):
-        PhotoFolder(str(tmp_path / "absent"))
+        PhotoFolder(str(tmp_path / "absent")).index()
 
 
 def test_damaged_photos_are_passed_over(photos, tmp_path, caplog):

@@ -70,7 +70,7 @@ def test_other_files_are_refused(tmp_path):
         with pytest.raises(InputError, match=rf"{name} is no NumPy archive of two arrays, 'paths'"):
             EmbeddingFile(str(tmp_path / name)).embeddings(PATHS)
     with pytest.raises(InputError, match=r"none\.npz does not exist"):
-        EmbeddingFile(str(tmp_path / "none.npz"))
+        EmbeddingFile(str(tmp_path / "none.npz")).embeddings(PATHS)
 
 
 def test_it_is_no_network(tmp_path):
