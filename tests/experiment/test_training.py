@@ -337,7 +337,8 @@ def test_divergence_keeps_the_last_good_epoch(run):
 KILL_GIN = (
     tiny.GIN
     + """
-Experiment.rows = [@refilled/Stage()]
+include 'methods/probe.gin'
+Experiment.rows = [@refilled/Stage(), @probe_pool/Stage()]
 Recipe.epochs = 20
 Recipe.batch_size = 20
 teacher/Recipe.epochs = 2
@@ -382,9 +383,10 @@ def test_killed_run_ends_bit_identical(tmp_path):
     _finish(tmp_path, unbroken)
     _kill_in(tmp_path, broken, "triplet")
     _kill_in(tmp_path, broken, "refilled")
+    _kill_in(tmp_path, broken, "probe_pool")  # three in four of whose images have no labels
     _finish(tmp_path, broken)
 
-    for name in ("teacher", "triplet", "refilled"):
+    for name in ("teacher", "triplet", "refilled", "probe_pool"):
         weights = tiny.saved_weights(unbroken, name)
         assert len(weights) >= 5
         for a, b in zip(weights, tiny.saved_weights(broken, name), strict=True):
