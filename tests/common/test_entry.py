@@ -110,7 +110,13 @@ def test_ctrl_c_in_a_training_ends_in_a_line_and_the_same_command_goes_on(tmp_pa
     ]
     command = [sys.executable, "-m", "refilled_tf.train", *flags]
     process = subprocess.Popen(
-        command, env=commands.environment(), cwd=commands.ROOT, stderr=subprocess.PIPE, text=True
+        command,
+        env=commands.environment(),
+        cwd=commands.ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell has what it starts in the background ignore Ctrl-C, and so what that starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     history = tmp_path / "run/stages/student/history.csv"
     while process.poll() is None and not history.exists():
