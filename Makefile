@@ -67,6 +67,6 @@ $(TFX)/pyvenv.cfg: FORCE
 
 FORCE:
 
-$(STAMP): requirements.txt requirements-onnx.txt requirements-dev.txt $(VENV)/pyvenv.cfg
+$(STAMP): requirements.txt requirements-micro.txt requirements-onnx.txt requirements-dev.txt $(VENV)/pyvenv.cfg
 	$(RUN) pip install $(PIP_FLAGS) -r requirements-dev.txt
 	@touch $@

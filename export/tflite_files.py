@@ -69,7 +69,7 @@ def write(trained: Trained, quantizations: Sequence[str], output_dir: Path, comm
     """
     converted = tflite_model.convert(trained, quantizations)
     files = {f"{trained.stage.name}_{name}.tflite": content for name, content in converted.items()}
-    results = _facts(trained, command) | {"rows": score(trained, files)}
+    results = facts(trained, command, PACKAGES) | {"rows": score(trained, files)}
     page = text(results)
     try:
         for name, content in files.items():
@@ -199,15 +199,15 @@ def text(results: dict[str, Any]) -> str:
     return page
 
 
-def _facts(trained: Trained, command: str) -> dict[str, Any]:
-    """Returns what tflite.json opens with: what was scored, when, with what and where."""
+def facts(trained: Trained, command: str, packages: Sequence[str]) -> dict[str, Any]:
+    """Returns what a file of results opens with: what was scored, when, with what and where."""
     return {
         "schema": 1,
         "command": command,
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "machine": _processor(),
         "cores": os.cpu_count(),
-        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "versions": {name: metadata.version(name) for name in packages},
         "stage": trained.stage.name,
         "method": trained.stage.method,
         "split": trained.data.scored_on,

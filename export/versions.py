@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from export import check, model_card, requests, server_files, signatures
 from export.trained import Trained
 from refilled_tf.common import storage
-from refilled_tf.common.errors import InputError, require
+from refilled_tf.common.errors import require
 
 
 def publish(trained: Trained, base: Path) -> Path:
@@ -63,7 +59,7 @@ def save(trained: Trained, folder: Path) -> None:
         InputError: `folder` cannot be written, or the export fails its check; then nothing is.
     """
     data = trained.stage.task.data
-    with _appearing(folder) as temporary:
+    with storage.appearing(folder) as temporary:
         functions = signatures.save(trained.network, data, trained.data.class_names, temporary)
         requests.write_warmup(temporary, data)
         difference = check.check(temporary, trained)
@@ -74,23 +70,3 @@ def save(trained: Trained, folder: Path) -> None:
 def existing(base: Path) -> list[int]:
     """Returns the versions in a folder, which may be missing."""
     return sorted(server_files.version_folders(base)) if base.exists() else []
-
-
-@contextlib.contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
-    """Yields an empty folder beside `folder`, and renames it to that when all went well.
-
-    Its name is no number, which a server passes over.
-
-    Raises:
-        InputError: the folder cannot be written, or is there by now.
-    """
-    temporary = storage.temporary_beside(folder)
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        os.rename(temporary, folder)  # unlike os.replace of a file, not over one with content
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

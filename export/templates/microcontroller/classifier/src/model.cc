@@ -1,0 +1,10 @@
+#include "model.h"
+
+namespace refilled {
+
+alignas(16) const unsigned char kModel[] = {
+{{ model | rows }}
+};
+const unsigned int kModelLength = {{ bytes }};
+
+}  // namespace refilled
