@@ -46,7 +46,9 @@ def write(
         for part in (trained.data.train, trained.data.test)
     )
     float_network = micro_model.rewritten(micro_model.at_size(trained.network, size), grey)
-    model, calibration = micro_model.calibrated(float_network, train)
+    model, calibration = micro_model.calibrated(
+        float_network, train, micro_model.CALIBRATION_IMAGES
+    )
     taken, given = micro_model.quantizations(model)
     labels = trained.data.test.labels
     wanted = micro_model.float_probabilities(float_network, test)

@@ -165,7 +165,12 @@ def rewritten(network: tf.keras.Model, grey: bool = False) -> Rewritten:
     Raises:
         InputError: `grey`, and the network does not start with a convolution.
     """
-    rescaling = _rescaling(network)
+    stem, rescaling = _stem(network), _rescaling(network)
+    require(
+        stem is not None or not grey,
+        "--grey: the network does not begin with a convolution of its three colours, so there is "
+        "no network of grey images that does the same",
+    )
     absorbed = {pad.name: conv.name for pad, conv in _paddings(network) if _is_same(pad, conv)}
     skipped = {*absorbed, *([rescaling.name] if rescaling else [])}
 
@@ -181,16 +186,7 @@ def rewritten(network: tf.keras.Model, grey: bool = False) -> Rewritten:
     size = network.input_shape[1]
     images = tf.keras.Input((size, size, 1 if grey else 3), name="images")
     copy = tf.keras.models.clone_model(network, input_tensors=images, clone_function=clone)
-    weights = network.get_weights()
-    if grey:
-        stem = _stem(network)
-        require(
-            stem is not None,
-            "--grey: the network does not begin with a convolution of its three colours, so there "
-            "is no network of grey images that does the same",
-        )
-        weights = _summed_over_colours(network, stem)
-    copy.set_weights(weights)
+    copy.set_weights(_summed_over_colours(network, stem) if grey else network.get_weights())
     if rescaling is None:
         return Rewritten(copy, 1.0, 0.0)
     return Rewritten(copy, float(rescaling.scale), float(rescaling.offset))
@@ -317,18 +313,24 @@ def convert(float_network: Rewritten, images: np.ndarray) -> bytes:
     # A black and a white pixel, or the input's integers would not be pixels less 128.
     images[0, 0, :2] = [[0], [255]]
 
-    @tf.function(input_signature=[tf.TensorSpec([1, *images.shape[1:]], name="image")])
+    @tf.function
     def probabilities(image):
         return tf.nn.softmax(network(image, training=False)["logits"])
 
-    function = probabilities.get_concrete_function()
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([function], network)
+    image_spec = tf.TensorSpec([1, *images.shape[1:]], name="image")
+    function = tflite_model.frozen(probabilities, image_spec)
+    # An empty module: a frozen function has no variables that one would have to keep.
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function], tf.Module())
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
     converter.inference_input_type = converter.inference_output_type = tf.int8
     converter.representative_dataset = lambda: (
         [scale * image[np.newaxis].astype(np.float32) + offset] for image in images
     )
+    # TensorFlow 2.21 would give each class a scale of its own. Until September 2024 tflite-micro
+    # took the first for all, or refused them; boards have older ports, and nothing public says so
+    # to the converter (https://github.com/tensorflow/tflite-micro/pull/2602).
+    converter._experimental_disable_per_channel_quantization_for_dense_layers = True
     try:
         with tflite_model.silent():
             model = converter.convert()
@@ -455,7 +457,7 @@ def micro_outputs(
 
 
 def calibrated(
-    float_network: Rewritten, images: np.ndarray, counts: Sequence[int] = CALIBRATION_IMAGES
+    float_network: Rewritten, images: np.ndarray, counts: Sequence[int]
 ) -> tuple[bytes, list[Calibration]]:
     """Quantises a network by the number of calibration images that serves it best.
 
@@ -465,7 +467,7 @@ def calibrated(
     Args:
         float_network: the network.
         images: [N, S, S, c] uint8 to train on, at least 2.
-        counts: numbers to try.
+        counts: numbers to try; of more than there are, all there are.
 
     Returns:
         The content of a .tflite file, and how each number has fared.

@@ -33,8 +33,8 @@ flags.DEFINE_bool("grey", False, "Whether it sees images in shades of grey, of o
 flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS datasets; TFDS's own if unset.")
 
 SUMMARY = """
-{bytes:,} bytes of network, {arena_bytes:,} of arena; of {images} {split} images {float:.2f} % are right
-in float32, {int8:.2f} % in int8 by tflite-micro
+{bytes:,} bytes of network, {arena_bytes:,} of arena
+of {images} {split} images {float:.2f} % are right in float32, {int8:.2f} % in int8 by tflite-micro
 """
 WARNING = """
 Warning: int8 gets {lost_images} of {images} images fewer right than float32; the standard error of

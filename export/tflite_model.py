@@ -48,7 +48,7 @@ def convert(trained: Trained, quantizations: Sequence[str]) -> dict[str, bytes]:
     Raises:
         InputError: the network resizes images in a way that TFLite cannot.
     """
-    function, files = _frozen(trained), {}
+    function, files = _classifier(trained), {}
     for quantize in quantizations:
         print(f"converting to {QUANTIZATIONS[quantize]}", flush=True)
         # An empty module: a frozen function has no variables that one would have to keep.
@@ -67,29 +67,46 @@ def convert(trained: Trained, quantizations: Sequence[str]) -> dict[str, bytes]:
     return files
 
 
-def _frozen(trained: Trained) -> tf.types.experimental.ConcreteFunction:
-    """Returns the classifier as a function of its image alone, its weights being constants."""
+def _classifier(trained: Trained) -> tf.types.experimental.ConcreteFunction:
+    """Returns the classifier as a function of a whole picture."""
     network, options = _in_float32(trained.network), trained.stage.task.data
     image_spec = tf.TensorSpec([1, options.load_size, options.load_size, 3], name="image")
 
     # A classifier on a phone hands over the whole picture, resized: the crop has to be in here.
-    @tf.function(input_signature=[image_spec])
+    @tf.function
     def probabilities(image):
         crop = resizing.center_crop(image, options.image_size)
         return tf.nn.softmax(network(crop, training=False)["logits"])
 
-    frozen = convert_variables_to_constants_v2(probabilities.get_concrete_function())
+    return frozen(probabilities, image_spec)
+
+
+def frozen(
+    probabilities: tf.types.experimental.PolymorphicFunction, image: tf.TensorSpec
+) -> tf.types.experimental.ConcreteFunction:
+    """Returns a function of its image alone, its weights being constants.
+
+    TFLite converts it many times faster than one with variables.
+
+    Args:
+        probabilities: image to the probabilities of its classes.
+        image: the only one that it takes.
+
+    Raises:
+        InputError: it resizes images in a way that TFLite cannot.
+    """
+    constant = convert_variables_to_constants_v2(probabilities.get_concrete_function(image))
     require(
-        all(op.type != ANTIALIASED for op in frozen.graph.get_operations()),
-        f"--stage={trained.stage.name} resizes its images of {options.image_size} pixels with "
-        "antialiasing, which TFLite cannot; a network that takes them as they are can be exported, "
-        "and this one by python -m export.saved_model",
+        all(op.type != ANTIALIASED for op in constant.graph.get_operations()),
+        "--stage: its network resizes its images with antialiasing, which TFLite cannot; a network "
+        "that takes them as they are can be exported, and this one by python -m "
+        "export.saved_model",
     )
 
     # Once more, since freezing forgets what the output is called.
-    @tf.function(input_signature=[image_spec])
+    @tf.function(input_signature=[image])
     def named(image):
-        return {"probabilities": frozen(image)[0]}
+        return {"probabilities": constant(image)[0]}
 
     return named.get_concrete_function()
 
