@@ -48,7 +48,7 @@ def check(argv: list[str]) -> None:
     require(
         importlib.util.find_spec("tflite_micro") is not None,
         "networks for microcontrollers are measured by tflite-micro, which is not installed: "
-        "pip install -r requirements-micro.txt",
+        "pip install -r requirements-micro.txt, on Linux and x86-64 (PyPI has no other)",
     )
     if FLAGS.image_size is not None:
         require_whole("--image_size", FLAGS.image_size)

@@ -105,6 +105,7 @@ MISTAKES = {
     "refilled_tf.prepare": [["--dataset=mnist", "--manual_dir=/nowhere"]],
     "refilled_tf.reproduce": [["--table=nine"]],
     "export.saved_model": [["--work_dir=/nowhere", "--export_dir=/tmp/x"]],
+    "export.microcontroller": [["--work_dir=/nowhere", "--output_dir=/tmp/x"]],
     "export.tflite": [["--work_dir=/nowhere", "--output_dir=/tmp/x"]],
     "export.serve": [["--export_dir=/nowhere"]],
     "export.client": [["/nowhere.jpg"]],
