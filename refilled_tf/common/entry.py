@@ -79,7 +79,7 @@ def run_main(
         except Exception as error:
             gone, refused = cluster.lost(error), refusal(error)
             if gone is not None:
-                said, status = f"error: {gone}{_TOGETHER}", cluster.LOST
+                said, status = f"\nerror: {gone}{_TOGETHER}", cluster.LOST
             elif refused is not None:
                 said, status = f"error: {refused}{again}", 1
             else:
