@@ -21,7 +21,12 @@ from refilled_tf.common.errors import listed, require
 # The exit status of a process that has lost another. Kubeflow takes one from 128 on for a reason
 # to start it again, and leaves this one to programs (128 + SIGUSR1).
 LOST = 138
-_EXAMPLE = '{"cluster": {"worker": ["host-a:2222", "host-b:2222"]}, "task": {"type": "worker", "index": 0}}'
+_EXAMPLE = json.dumps(
+    {
+        "cluster": {"worker": ["host-a:2222", "host-b:2222"]},
+        "task": {"type": "worker", "index": 0},
+    }
+)
 _TASK = re.compile(r"/job:(\w+)/(?:replica:\d+/)?task:(\d+)")
 
 
