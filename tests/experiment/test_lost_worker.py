@@ -28,7 +28,7 @@ GIN = (
     + """
 Experiment.rows = [@student/Stage()]
 Experiment.strategy = 'multi_worker'
-Recipe.epochs = 20
+Recipe.epochs = 12
 Recipe.batch_size = 10
 """
 )
