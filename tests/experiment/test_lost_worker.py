@@ -22,14 +22,13 @@ from refilled_tf.common import cluster
 pytestmark = pytest.mark.slow
 
 TIME_LIMIT = 300  # seconds, for any one wait
-# Some 60 steps an epoch, of which four are saved together.
 GIN = (
     tiny.GIN
     + """
 Experiment.rows = [@student/Stage()]
 Experiment.strategy = 'multi_worker'
-Recipe.epochs = 12
-Recipe.batch_size = 10
+Recipe.epochs = 20
+Recipe.batch_size = 50
 """
 )
 
@@ -58,6 +57,7 @@ class Workers:
             outputs=[self.logs[index]] * 2,
             cwd=self.folder,
             TF_CONFIG=json.dumps(config),
+            TINY_SAVE_STEPS="1",  # every epoch is saved
         )
 
     def __enter__(self):
