@@ -43,6 +43,8 @@ class Workers:
         for each in sockets:
             each.close()
         self.logs = [folder / f"{name}{index}.log" for index in range(2)]
+        for path in self.logs:
+            path.write_text("")
         self.processes = [self._start(index) for index in range(2)]
 
     def _start(self, index):
@@ -76,10 +78,12 @@ class Workers:
     def wait_until(self, holds, what):
         deadline = time.monotonic() + TIME_LIMIT
         while not holds():
-            told = [self.said(index)[-20:] for index in range(2)]
-            assert all(each.exitcode is None for each in self.processes), told
-            assert time.monotonic() < deadline, (what, told)
+            assert all(each.exitcode is None for each in self.processes), self.told()
+            assert time.monotonic() < deadline, (what, self.told())
             time.sleep(0.01)
+
+    def told(self):
+        return [self.said(index)[-20:] for index in range(2)]
 
     def status(self, index):
         self.processes[index].join(TIME_LIMIT)
@@ -103,7 +107,7 @@ def folder(tmp_path_factory):
 def unbroken(folder):
     """Weights of two workers that are left alone."""
     with Workers(folder, "unbroken") as workers:
-        assert [workers.status(index) for index in range(2)] == [0, 0], workers.said(0)
+        assert [workers.status(index) for index in range(2)] == [0, 0], workers.told()
     return tiny.saved_weights(folder / "unbroken", "student")
 
 
@@ -130,7 +134,7 @@ def test_who_is_left_ends_in_a_line_and_all_go_on_to_the_same_weights(folder, un
     # Its connections stay open. Of the one that listens for heartbeats, the other hears none back.
     _loses(folder, 0, signal.SIGSTOP)
     with Workers(folder, "broken") as workers:
-        assert [workers.status(index) for index in range(2)] == [0, 0], workers.said(0)
+        assert [workers.status(index) for index in range(2)] == [0, 0], workers.told()
     broken = tiny.saved_weights(folder / "broken", "student")
     assert len(broken) == len(unbroken) >= 5
     for one, other in zip(unbroken, broken, strict=True):
