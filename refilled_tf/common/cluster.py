@@ -98,7 +98,7 @@ def lost(error: BaseException) -> str | None:
     """Says who is gone, if an error of TensorFlow's comes from that.
 
     Args:
-        error: what TensorFlow has raised, or a cause of that.
+        error: what TensorFlow has raised.
 
     Returns:
         Such as "worker 1 (host-b:2222) is gone"; None of any other error.

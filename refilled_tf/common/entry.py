@@ -74,12 +74,13 @@ def run_main(
             return
         except KeyboardInterrupt:
             said, status = f"\nstopped{again}", INTERRUPTED
-        except InputError as error:
-            said, status = f"error: {error}", 1
         except Exception as error:
-            gone, refused = cluster.lost(error), refusal(error)
+            gone, refused = lost(error), refusal(error)
+            # What reads files takes any error for theirs, so this comes before all others.
             if gone is not None:
                 said, status = f"\nerror: {gone}{_TOGETHER}", cluster.LOST
+            elif isinstance(error, InputError):
+                said, status = f"error: {error}", 1
             elif refused is not None:
                 said, status = f"error: {refused}{again}", 1
             else:
@@ -93,6 +94,11 @@ def run_main(
         sys.exit(status)
 
     app.run(guarded)
+
+
+def lost(error: BaseException) -> str | None:
+    """Says which machine is gone, if that is what an error comes from; see `cluster.lost`."""
+    return next(filter(None, map(cluster.lost, _causes(error))), None)
 
 
 def refusal(error: BaseException) -> str | None:

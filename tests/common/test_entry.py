@@ -71,13 +71,15 @@ LOST = """
     threading.Thread(target=threading.Event().wait).start()
     print("a row of a table", end="")
     text = "Collective ops is aborted by: Socket closed, remote target /job:worker/task:1"
-    raise tensorflow.errors.UnavailableError(None, None, text)
+    error = tensorflow.errors.UnavailableError(None, None, text)
+    {how}
 """
 
 
-def test_a_lost_worker_ends_in_a_line_without_waiting_for_tensorflow():
+@pytest.mark.parametrize("how", ["raise error", "raise InputError('unreadable') from error"])
+def test_a_lost_worker_ends_in_a_line_without_waiting_for_tensorflow(how):
     config = '{"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "worker", "index": 0}}'
-    done = _run(LOST, TF_CONFIG=config)
+    done = _run(LOST.format(how=how), TF_CONFIG=config)
     assert done.returncode == cluster.LOST
     assert done.stderr.strip() == (
         "error: worker 1 (b:2) is gone, so worker 0 (a:1) has stopped; the same command, given "
