@@ -60,6 +60,14 @@ def fails(tmp_path, monkeypatch, capsys):
     logging.set_verbosity(verbosity)
 
 
+def test_several_machines_without_tf_config(fails, gin_file, tmp_path, monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    strategy = "--gin_param=Experiment.strategy = 'multi_worker'"
+    err = _one_line(fails(f"--gin_file={gin_file}", strategy, f"--work_dir={tmp_path / 'runs'}"))
+    assert "TF_CONFIG is not set; several machines need TF_CONFIG on each, such as" in err
+    assert not (tmp_path / "runs").exists()
+
+
 def _one_line(err):
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, err

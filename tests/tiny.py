@@ -162,6 +162,8 @@ def _forbid_writing(folder: str) -> None:
 
 if "TINY_READ_ONLY" in os.environ:
     _forbid_writing(str(Path(os.environ["TINY_READ_ONLY"]).resolve()))
+if "TINY_SAVE_STEPS" in os.environ:
+    training.SAVE_STEPS = int(os.environ["TINY_SAVE_STEPS"])
 
 
 def truncate(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""How every command starts, and how it ends on bad input, a full disk or Ctrl-C."""
+"""How every command starts, and how it ends on bad input, a full disk, a lost machine or Ctrl-C."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from pathlib import Path
 from absl import app, flags, logging
 
 from refilled_tf import import_tensorflow
+from refilled_tf.common import cluster
 from refilled_tf.common.errors import InputError, require
 
 INTERRUPTED = 130  # the exit status that shells give to what Ctrl-C has ended
+_TOGETHER = "; the same command, given again on all machines, goes on from the last checkpoint"
 # What a machine may refuse, and what a person can do about it.
 _REFUSALS = {
     errno.ENOSPC: "make room",
@@ -48,8 +50,9 @@ def run_main(
     """Parses flags and runs an entry point.
 
     Bad input, and what the machine refuses, such as a write to a full disk, end in one line on
-    stderr and exit status 1, without a traceback; Ctrl-C in a line and exit status 130. Python's
-    warnings, which are other libraries', are dropped unless Python is told what to do with them.
+    stderr and exit status 1, without a traceback; Ctrl-C in a line and exit status 130; the loss of
+    a machine that trains with this one in a line and `cluster.LOST`. Python's warnings, which are
+    other libraries', are dropped unless Python is told what to do with them.
 
     Args:
         main: the entry point.
@@ -71,18 +74,31 @@ def run_main(
             return
         except KeyboardInterrupt:
             said, status = f"\nstopped{again}", INTERRUPTED
-        except InputError as error:
-            said, status = f"error: {error}", 1
         except Exception as error:
-            refused = refusal(error)
-            if refused is None:
+            gone, refused = lost(error), refusal(error)
+            # What reads files takes any error for theirs, so this comes before all others.
+            if gone is not None:
+                said, status = f"\nerror: {gone}{_TOGETHER}", cluster.LOST
+            elif isinstance(error, InputError):
+                said, status = f"error: {error}", 1
+            elif refused is not None:
+                said, status = f"error: {refused}{again}", 1
+            else:
                 raise
-            said, status = f"error: {refused}{again}", 1
         # Not before the error is gone, and with it the progress bars of where it was raised.
-        print(said, file=sys.stderr)
+        print(said, file=sys.stderr, flush=True)
+        if status == cluster.LOST:
+            # TensorFlow does not tidy up behind broken connections: it crashes, or waits for them.
+            sys.stdout.flush()
+            os._exit(status)
         sys.exit(status)
 
     app.run(guarded)
+
+
+def lost(error: BaseException) -> str | None:
+    """Says which machine is gone, if that is what an error comes from; see `cluster.lost`."""
+    return next(filter(None, map(cluster.lost, _causes(error))), None)
 
 
 def refusal(error: BaseException) -> str | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from refilled_tf.common import gin_files, storage
+from refilled_tf.common import cluster, gin_files, storage
 from refilled_tf.common.errors import require
 from refilled_tf.experiment import config, experiment
 from refilled_tf.experiment.experiment import Experiment
@@ -54,10 +55,13 @@ def open_run(spec: Experiment, work_dir: Path, data_dir: str | None) -> Run:
         Where to run it.
 
     Raises:
-        InputError: as `check_work_dir` and `experiment.make_ready` say.
+        InputError: as `check_work_dir`, `cluster.of_environment` and `experiment.make_ready` say.
     """
     check_work_dir(work_dir)
-    run = Run(work_dir, data_dir or spec.data_dir, experiment.make_strategy(spec.strategy))
+    together = spec.strategy == "multi_worker"
+    with cluster.gathering(cluster.of_environment()) if together else contextlib.nullcontext():
+        strategy = experiment.make_strategy(spec.strategy)
+    run = Run(work_dir, data_dir or spec.data_dir, strategy)
     if run.is_chief:  # the only worker that writes
         storage.require_writable("--work_dir", work_dir)
     experiment.make_ready(spec, run)

@@ -12,7 +12,7 @@ import commands
 import pytest
 import tensorflow as tf
 
-from refilled_tf.common import entry
+from refilled_tf.common import cluster, entry
 
 PROGRAM = """
 import sys, warnings
@@ -27,10 +27,14 @@ run_main(main, goes_on=True)
 """
 
 
-def _run(body):
+def _run(body, **extra):
     command = [sys.executable, "-c", PROGRAM.format(body=body)]
     return subprocess.run(
-        command, env=commands.environment(), cwd=commands.ROOT, capture_output=True, text=True
+        command,
+        env=commands.environment(**extra),
+        cwd=commands.ROOT,
+        capture_output=True,
+        text=True,
     )
 
 
@@ -59,6 +63,29 @@ def test_a_fault_of_ours_keeps_its_traceback():
     assert done.returncode == 1
     assert "Traceback" in done.stderr
     assert "ours" in done.stderr
+
+
+LOST = """
+    import atexit, tensorflow, threading
+    atexit.register(print, "tidied up")
+    threading.Thread(target=threading.Event().wait).start()
+    print("a row of a table", end="")
+    text = "Collective ops is aborted by: Socket closed, remote target /job:worker/task:1"
+    error = tensorflow.errors.UnavailableError(None, None, text)
+    {how}
+"""
+
+
+@pytest.mark.parametrize("how", ["raise error", "raise InputError('unreadable') from error"])
+def test_a_lost_worker_ends_in_a_line_without_waiting_for_tensorflow(how):
+    config = '{"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "worker", "index": 0}}'
+    done = _run(LOST.format(how=how), TF_CONFIG=config)
+    assert done.returncode == cluster.LOST
+    assert done.stderr.strip() == (
+        "error: worker 1 (b:2) is gone, so worker 0 (a:1) has stopped; the same command, given "
+        "again on all machines, goes on from the last checkpoint"
+    )
+    assert done.stdout == "a row of a table"
 
 
 def _from(cause):

@@ -104,6 +104,9 @@ MISTAKES = {
     "refilled_tf.figure1": [["--work_dir=/nowhere", "--output_dir=x"]],
     "refilled_tf.prepare": [["--dataset=mnist", "--manual_dir=/nowhere"]],
     "refilled_tf.reproduce": [["--table=nine"]],
+    "export.kubeflow": [
+        ["--gin_file=cub_easy.gin", "--image=x", "--claim=y", "--work_dir=/elsewhere/z"]
+    ],
     "export.saved_model": [["--work_dir=/nowhere", "--export_dir=/tmp/x"]],
     "export.microcontroller": [["--work_dir=/nowhere", "--output_dir=/tmp/x"]],
     "export.tflite": [["--work_dir=/nowhere", "--output_dir=/tmp/x"]],
