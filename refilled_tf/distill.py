@@ -8,6 +8,7 @@ OUTPUT/tuning/       trials, with --tune
 OUTPUT/training/     the training's folder
 OUTPUT/saved_model/  for TF Serving
 OUTPUT/tflite/       for phones and browsers
+OUTPUT/microcontroller/ with --target, the network as C++
 OUTPUT/teacher/      the teacher itself with a linear classifier, for where it fits
 OUTPUT/report.html   what has come out, and how to use it
 OUTPUT/notes.txt     what is odd about the images, where that is much
@@ -28,7 +29,7 @@ import numpy as np
 from absl import flags
 from etils import epy
 
-from export import QUANTIZATIONS
+from export import QUANTIZATIONS, boards
 from refilled_tf.common import gin_files, storage
 from refilled_tf.common.entry import command_line, no_arguments, run_main
 from refilled_tf.common.errors import InputError, require
@@ -37,7 +38,7 @@ from refilled_tf.own_images import pools, students, teachers
 with epy.lazy_imports():
     # The rest of the package knows nothing of exports. This program, which nothing imports, stands
     # above both and joins them.
-    from export import tflite_files, trained, versions
+    from export import micro_files, micro_targets, tflite_files, trained, versions
     from refilled_tf.data import image_folder, sources, unlabelled
     from refilled_tf.data import task as tasks
     from refilled_tf.experiment import config, experiment, launch, loading, predictions
@@ -68,7 +69,24 @@ def check(argv: list[str]) -> None:
         FLAGS.minutes is None or not FLAGS.quick,
         f"--minutes={FLAGS.minutes} and --quick both say how long; give one of the two",
     )
+    check_target()
     gin_files.check_names([], FLAGS.gin_param)
+
+
+def check_target() -> None:
+    """Rejects a --target without a budget, or beside options that it is to choose."""
+    if FLAGS.target is None:
+        for name in ("flash_kb", "ram_kb"):
+            require(FLAGS[name].value is None, f"--{name} goes with a --target, such as generic")
+        return
+    boards.budget_of(FLAGS.target, FLAGS.flash_kb, FLAGS.ram_kb)
+    boards.require_tflite_micro()
+    for name in ("width", "image_size"):
+        require(
+            not FLAGS[name].present,
+            f"--{name}={FLAGS[name].value} is what --target={FLAGS.target} chooses; give one of "
+            "the two",
+        )
 
 
 def main(_: list[str]) -> None:
@@ -117,6 +135,9 @@ def distil(output: Path, command: str) -> None:
     tflite = output / "tflite"
     if not _made_since(tflite / "tflite.json", newer_than):
         print(tflite_files.write(model, list(QUANTIZATIONS), tflite, command))
+    micro = output / "microcontroller"
+    if FLAGS.target and not _made_since(micro / "microcontroller.json", newer_than):
+        micro_files.write(model, micro, None, False, command)
     head = export_head(output, command) if competed and plan.has_head else None
     report = distill_report.Report(
         command=command,
@@ -219,18 +240,12 @@ def describe(output: Path, command: str) -> Plan:
     )
     if teachers.cost(teacher):
         print(teachers.cost(teacher))
-    student, *_ = [
-        students.parse(FLAGS.student, width, FLAGS.student_weights) for width in FLAGS.width
-    ]
-    distill_config.check_choices(FLAGS.width, FLAGS.gin_param, FLAGS.tune)
+    task = distill_config.task_of(FLAGS.images, FLAGS.data_dir)
+    widths, image_size = size_of_student(task, output)
+    student, *_ = [students.parse(FLAGS.student, width, FLAGS.student_weights) for width in widths]
+    distill_config.check_choices(widths, FLAGS.gin_param, FLAGS.tune)
     pool = [pools.parse(spec, FLAGS.data_dir) for spec in FLAGS.unlabelled]
-    settings = distill_config.settings(
-        distill_config.task_of(FLAGS.images, FLAGS.data_dir),
-        teacher,
-        student,
-        FLAGS.image_size,
-        pool,
-    )
+    settings = distill_config.settings(task, teacher, student, image_size, pool)
     flags_of_train = [f"--gin_file={output / 'distill.gin'}", f"--work_dir={output / 'training'}"]
     if FLAGS.data_dir:
         flags_of_train.append(f"--data_dir={FLAGS.data_dir}")
@@ -258,6 +273,28 @@ def describe(output: Path, command: str) -> Plan:
             FLAGS.minutes, text(steps), bool(pool), output / "candidates", FLAGS.data_dir
         )
     return Plan(text(steps), task, bool(pool), networks.in_keras(teacher))
+
+
+def size_of_student(task: tasks.Task, output: Path) -> tuple[list[float], int]:
+    """Returns width multipliers and image size: the options', or what fits a --target.
+
+    What was found to fit is kept in OUTPUT/target.json.
+    """
+    if FLAGS.target is None:
+        return FLAGS.width, FLAGS.image_size
+    budget = boards.budget_of(FLAGS.target, FLAGS.flash_kb, FLAGS.ram_kb)
+    index = tasks.read_index(task.data.source, FLAGS.data_dir)
+    classes = len(tasks.select(task, index).class_names)
+    asked = {"student": FLAGS.student, "classes": classes, **budget._asdict()}
+    file = output / "target.json"
+    known = storage.read_json(file) if file.exists() else {}
+    if {name: known.get(name) for name in asked} != asked:
+        found = micro_targets.fit(
+            budget, lambda width: students.parse(FLAGS.student, width), classes
+        )
+        known = asked | {"width": found.width, "image_size": found.image_size}
+        storage.write_json(file, known)
+    return [known["width"]], known["image_size"]
 
 
 def choose(
@@ -407,6 +444,11 @@ if __name__ == "__main__":
         "width", [0.25], "The student's width multiplier; several for --tune to choose from."
     )
     flags.DEFINE_integer("image_size", 96, "Side of the student's images in pixels.")
+    flags.DEFINE_enum(
+        "target", None, list(boards.TARGETS), "A microcontroller, which width and size must fit."
+    )
+    flags.DEFINE_integer("flash_kb", None, "For the network, in place of the target's.", 1)
+    flags.DEFINE_integer("ram_kb", None, "For its arena, in place of the target's.", 1)
     flags.DEFINE_string("output", None, "Where everything goes.", required=True)
     flags.DEFINE_multi_string("unlabelled", [], f"Images without labels: {pools.ACCEPTED}.")
     flags.DEFINE_float("minutes", None, "About how long all trainings may take.", 1)
