@@ -52,5 +52,5 @@ def require_tflite_micro() -> None:
     require(
         importlib.util.find_spec("tflite_micro") is not None,
         "networks for microcontrollers are measured by tflite-micro, which is not installed: "
-        "pip install -r requirements-micro.txt",
+        "pip install -r requirements-micro.txt, on Linux and x86-64 (PyPI has no other)",
     )

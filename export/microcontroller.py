@@ -6,12 +6,12 @@ and Arduino, and in README.md and microcontroller.json what it takes and how it 
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 from absl import flags
 from etils import epy
 
+from export import boards
 from refilled_tf.common import gin_files, storage
 from refilled_tf.common.entry import command_line, no_arguments, run_main
 from refilled_tf.common.errors import require, require_whole
@@ -45,11 +45,7 @@ that difference is {standard_error:.1f} images.
 def check(argv: list[str]) -> None:
     """Rejects what is not the folder of a training, and what cannot be written."""
     no_arguments(argv)
-    require(
-        importlib.util.find_spec("tflite_micro") is not None,
-        "networks for microcontrollers are measured by tflite-micro, which is not installed: "
-        "pip install -r requirements-micro.txt, on Linux and x86-64 (PyPI has no other)",
-    )
+    boards.require_tflite_micro()
     if FLAGS.image_size is not None:
         require_whole("--image_size", FLAGS.image_size)
     folder = Path(FLAGS.output_dir)

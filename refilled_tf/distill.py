@@ -8,7 +8,7 @@ OUTPUT/tuning/       trials, with --tune
 OUTPUT/training/     the training's folder
 OUTPUT/saved_model/  for TF Serving
 OUTPUT/tflite/       for phones and browsers
-OUTPUT/microcontroller/ with --target, the network as C++
+OUTPUT/microcontroller/   with --target: C++ of the network
 OUTPUT/teacher/      the teacher itself with a linear classifier, for where it fits
 OUTPUT/report.html   what has come out, and how to use it
 OUTPUT/notes.txt     what is odd about the images, where that is much
@@ -21,6 +21,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import shlex
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -137,7 +138,7 @@ def distil(output: Path, command: str) -> None:
         print(tflite_files.write(model, list(QUANTIZATIONS), tflite, command))
     micro = output / "microcontroller"
     if FLAGS.target and not _made_since(micro / "microcontroller.json", newer_than):
-        micro_files.write(model, micro, None, False, command)
+        export_microcontroller(model, micro, command)
     head = export_head(output, command) if competed and plan.has_head else None
     report = distill_report.Report(
         command=command,
@@ -206,6 +207,19 @@ def renew(plan: Plan, output: Path) -> None:
 def _run(folder: Path) -> runs.Run:
     """Where settings are compared; nothing runs there."""
     return runs.Run(folder, FLAGS.data_dir, experiment.make_strategy("mirrored"))
+
+
+def export_microcontroller(model: trained.Trained, folder: Path, command: str) -> None:
+    """Exports the student as OUTPUT/microcontroller/, in place of what may be there."""
+    fresh = storage.temporary_beside(folder)
+    found = micro_files.write(model, fresh, None, False, command)
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.rename(folder)
+    print(
+        f"{folder}: {found['bytes'] / 1024:,.0f} kB of flash, "
+        f"{found['arena_reserved_bytes'] / 1024:,.0f} kB of RAM, "
+        f"{100 * found['int8']['accuracy']:.2f} % right by tflite-micro"
+    )
 
 
 def export_head(output: Path, command: str) -> dict[str, Any] | None:
