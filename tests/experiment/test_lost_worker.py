@@ -21,7 +21,7 @@ from refilled_tf.common import cluster
 
 pytestmark = pytest.mark.slow
 
-TIME_LIMIT = 300  # seconds, for any one wait
+TIME_LIMIT = 600  # seconds, for any one wait
 GIN = (
     tiny.GIN
     + """
