@@ -40,7 +40,7 @@ def micro_run(work_dir, tmp_path_factory):
     """The command, finished, and its folder."""
     folder = tmp_path_factory.mktemp("micro") / "made/by it"
     flags = [f"--work_dir={work_dir}", f"--output_dir={folder}", "--grey"]
-    run = commands.run("export.microcontroller", *flags)
+    run = commands.run("export.microcontroller", *flags, timeout=600)
     assert run.returncode == 0, run.stderr
     return run, folder
 
