@@ -65,7 +65,7 @@ def check(argv: list[str]) -> None:
     for spec in FLAGS.unlabelled:
         pools.require_named(spec)
     teachers.require_found(FLAGS.teacher)
-    students.require_known(FLAGS.student)
+    students.require_known(FLAGS.student, FLAGS.student_weights)
     require(
         FLAGS.minutes is None or not FLAGS.quick,
         f"--minutes={FLAGS.minutes} and --quick both say how long; give one of the two",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TypeAlias
 
 from etils import epy
@@ -11,6 +12,7 @@ from refilled_tf.common.errors import require
 with epy.lazy_imports():
     from refilled_tf.models import efficientnet_lite, from_weights, mobilenet, networks
 
+IMAGENET = "imagenet"  # weights that Keras downloads
 # Each is a class of this name, in this file.
 NETWORKS = {
     "MobileNet": mobilenet,
@@ -39,15 +41,19 @@ def parse(name: str, width: float, weights: str | None = None) -> Student:
     Raises:
         InputError: there is no such network, width or file.
     """
-    require_known(name)
+    require_known(name, weights)
     network = getattr(NETWORKS[name], name)(width=width)
     return network if weights is None else from_weights.FromWeights(network, weights)
 
 
-def require_known(name: str) -> None:
-    """Rejects a --student that is none of `NETWORKS`."""
+def require_known(name: str, weights: str | None) -> None:
+    """Rejects a --student that is none of `NETWORKS`, and --student_weights that are not there."""
     require(
         name in NETWORKS, f"--student={name} is none of what is accepted: {', '.join(NETWORKS)}"
+    )
+    require(
+        weights in (None, IMAGENET) or Path(weights).expanduser().exists(),
+        f"--student_weights={weights} does not exist; give {IMAGENET} or a file",
     )
 
 

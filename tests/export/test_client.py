@@ -121,7 +121,7 @@ def test_impossible_support_is_refused(options, message, files, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["absent.png"], "absent.png cannot be read: No such file or directory"),
+        (["absent.png"], "absent.png does not exist"),
         ([], "no image is given: python -m export.client [--flags] IMAGE…"),
     ],
 )

@@ -34,7 +34,7 @@ def classifier(request, model):
     loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     loop.compile(tf.keras.optimizers.Adam(2e-3), loss)
     crops = np.concatenate(list(batches.scoring_batches(train, 32)))
-    loop.fit(crops, train.labels, batch_size=25, epochs=15, verbose=0)
+    loop.fit(crops, train.labels, batch_size=25, epochs=25, verbose=0)
     crops = list(batches.scoring_batches(test, 32))
     probabilities = tf.nn.softmax(networks.outputs_of(network, crops)["logits"]).numpy()
     right = np.mean(probabilities.argmax(axis=1) == test.labels)

@@ -44,7 +44,7 @@ def test_gin_lines_give_the_same_student_to_all_but_the_teacher(name, weights, t
     [
         (("ResNet", 0.5), "--student=ResNet is none of what is accepted: MobileNet, MobileNetV2"),
         (("MobileNetV2", 0.0), r"MobileNetV2\.width=0\.0 \(--width\) must be positive"),
-        (("MobileNet", 0.5, "none.keras"), r"FromWeights\.weights=none\.keras does not exist"),
+        (("MobileNet", 0.5, "none.keras"), "--student_weights=none.keras does not exist"),
     ],
 )
 def test_others_are_refused(what, message):
