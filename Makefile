@@ -36,9 +36,10 @@ test: $(STAMP)  ## run the tests, or some: TESTS=tests/export, TESTS='-m stack'
 	$(RUN) pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder \
 	    $(TESTS)
 
-lint: $(STAMP)  ## check the style
+lint: $(STAMP)  ## check the style and the types
 	$(RUN) ruff check
 	$(RUN) ruff format --check
+	$(RUN) mypy
 
 tfx-demo: $(TFX)/requirements.stamp  ## run a TFX pipeline on digits, in a .venv-tfx of its own
 	PYTHONWARNINGS=ignore TF_CPP_MIN_LOG_LEVEL=3 $(TFX)/bin/python -m export.tfx_demo.pipeline

@@ -182,7 +182,7 @@ class SavedModel:
             ctypes.memmove(data, np.ascontiguousarray(array).ctypes.data, array.nbytes)
         return tensor
 
-    def _to_array(self, tensor: int) -> np.ndarray:
+    def _to_array(self, tensor: int | None) -> np.ndarray:
         dtype = tf.as_dtype(self._c.TF_TensorType(tensor))
         dims = range(self._c.TF_NumDims(tensor))
         shape = [self._c.TF_Dim(tensor, dim) for dim in dims]

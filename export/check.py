@@ -46,7 +46,7 @@ def check(saved_model: Path, trained: Trained) -> float:
     examples = Examples(*(column[rows] for column in trained.data.test))
     size = trained.stage.task.data.image_size
     images = np.concatenate(list(batches.scoring_batches(examples, size)))
-    asked = requests.make(examples.images, images)
+    asked = requests.make(examples.images[:], images)
     # On the CPU, as the fresh process: a GPU rounds otherwise, and this one may own it all.
     with tf.device("CPU"):
         outputs = networks.outputs_of(trained.network, [images])
@@ -109,7 +109,7 @@ def differences(
 
 def taught(
     outputs: dict[str, np.ndarray], labels: np.ndarray
-) -> tuple[dict[str, np.ndarray], list[str]]:
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Returns what a network's outputs become where "serving_support" learns new classes.
 
     Args:
@@ -124,7 +124,7 @@ def taught(
     support = embedding[: len(labels)]
     centers = _normalized(np.stack([support[labels == name].mean(axis=0) for name in names]))
     gaps = embedding[:, np.newaxis] - centers
-    return outputs | {"logits": -(gaps**2).sum(axis=-1)}, [name.decode() for name in names]
+    return outputs | {"logits": -(gaps**2).sum(axis=-1)}, tuple(name.decode() for name in names)
 
 
 def _normalized(vectors: np.ndarray) -> np.ndarray:

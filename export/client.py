@@ -193,7 +193,7 @@ def over_grpc(address: str, spec: model_pb2.ModelSpec, inputs: Inputs) -> Classe
     return Classes([[name.decode() for name in row] for row in classes], scores.tolist())
 
 
-def _read(path: str) -> bytes:
+def _read(path: str | Path) -> bytes:
     """Reads an image, turned and re-encoded where the server would see other pixels."""
     try:
         return pixels.for_graph(Path(path).read_bytes())

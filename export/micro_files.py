@@ -42,7 +42,7 @@ def write(
     crop = trained.stage.task.data.image_size
     size = image_size or crop
     train, test = (
-        micro_model.as_seen(part.images, crop, size, grey)
+        micro_model.as_seen(part.images[:], crop, size, grey)
         for part in (trained.data.train, trained.data.test)
     )
     float_network = micro_model.rewritten(micro_model.at_size(trained.network, size), grey)

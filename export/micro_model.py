@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -57,7 +57,7 @@ AMPLE = 1 << 26  # bytes, for networks that no microcontroller would have room f
 CALIBRATION_IMAGES = (10, 30, 100, 300)
 JUDGED_IMAGES = 200
 
-Layer = tf.keras.layers.Layer
+Layer: TypeAlias = tf.keras.layers.Layer
 # With TensorFlow 2.15 the second is no kind of the first.
 CONVOLUTIONS = (tf.keras.layers.Conv2D, tf.keras.layers.DepthwiseConv2D)
 

@@ -93,7 +93,7 @@ def score(trained: Trained, files: dict[str, bytes]) -> list[dict[str, Any]]:
         The rows of tflite.json, the network first: {"name", "bytes", "milliseconds" of an image
         by number of threads}, and what `compare` returns.
     """
-    images, labels = trained.data.test.images, trained.data.test.labels
+    images, labels = trained.data.test.images[:], trained.data.test.labels
     runs = 1 + len(files) * len(THREADS)
     with tqdm(total=runs * len(images), unit="image", mininterval=bar_interval()) as bar:
         bar.set_description(KERAS)

@@ -136,7 +136,7 @@ def silent() -> Iterator[None]:
 
 def _calibration_images(data: TaskData) -> Iterator[list[np.ndarray]]:
     """Yields the training images that the ranges of activations are taken from."""
-    order = np.random.default_rng(0).permutation(len(data.train.images))
+    order = np.random.default_rng(0).permutation(len(data.train.labels))
     images = data.train.images[order[:CALIBRATION_IMAGES]].astype(np.float32)
     # A black and a white pixel, lest the range fall short of [0, 255]: bytes would be rescaled.
     images[0, 0, :2] = [[0], [255]]

@@ -91,8 +91,8 @@ def _epochs(spec: Experiment, steps: int) -> list[str]:
     index = read_index(student.task.data.source, spec.data_dir)
     images = len(select(student.task, index).train)
     # Too few images for a batch are refused by the check of the whole experiment.
-    per_epoch = max(1, images // student.recipe.batch_size)
+    per_epoch = max(1, images // student.training_recipe.batch_size)
     settings = [f"Recipe.epochs = {math.ceil(steps / per_epoch)}"]
     if "teacher" in by_role:
-        settings.append(f"teacher/Recipe.epochs = {by_role['teacher'].recipe.epochs}")
+        settings.append(f"teacher/Recipe.epochs = {by_role['teacher'].training_recipe.epochs}")
     return settings

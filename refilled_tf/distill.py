@@ -187,7 +187,7 @@ def renew(plan: Plan, output: Path) -> None:
     Raises:
         InputError: saying all that has changed.
     """
-    found = {}
+    found: retraining.Outdated = {}
     compete, final = output / "candidates", output / "distill.gin"
     if compete.exists():
         spec = candidates.experiment_of(plan.text, plan.has_pool)
@@ -340,8 +340,10 @@ def teacher_in_words(spec: experiment.Experiment) -> str:
     if stage is None:
         return ""
     teacher = stage.backbone
-    named = isinstance(teacher, keras_files.Application)
-    said = f"imagenet:{teacher.name}" if named else teacher.file
+    if isinstance(teacher, keras_files.Application):
+        said = f"imagenet:{teacher.name}"
+    else:
+        said = getattr(teacher, "file", type(teacher).__name__)
     if layer := getattr(teacher, "layer", None):
         said += f", cut at layer {layer!r}"
     if networks.looks_up(teacher):

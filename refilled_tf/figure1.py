@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from refilled_tf.common import gin_files, storage
 from refilled_tf.common.entry import no_arguments, run_main
-from refilled_tf.common.errors import require
+from refilled_tf.common.errors import InputError, require
 
 with epy.lazy_imports():
     import matplotlib
@@ -78,8 +78,8 @@ def norm_differences(
             kd.kd(logits, teacher_logits, TEMPERATURE),
             local.local_kl(logits, teacher_embedding, labels, tau_teacher=TEMPERATURE),
         )
-    gradients = (tape.gradient(term, kernel) for term in terms)
-    return tuple(float(tf.reduce_mean(tf.norm(g, axis=0))) for g in gradients)
+    of_kd, of_lkd = (tf.norm(tape.gradient(term, kernel), axis=0) for term in terms)
+    return float(tf.reduce_mean(of_kd)), float(tf.reduce_mean(of_lkd))
 
 
 def measure(
@@ -195,7 +195,8 @@ def main(_: list[str]) -> None:
     data_dir = FLAGS.data_dir or spec.data_dir
     run = runs.Run(Path(FLAGS.work_dir), data_dir, tf.distribute.get_strategy())
     taught = next((each for each in spec.stages() if each.name == "teacher"), None)
-    require(taught is not None, f"--work_dir={FLAGS.work_dir} has no stage 'teacher'")
+    if taught is None:
+        raise InputError(f"--work_dir={FLAGS.work_dir} has no stage 'teacher'")
     require(
         taught.objective.classifies, f"--work_dir={FLAGS.work_dir}: the teacher is no classifier"
     )
@@ -233,7 +234,7 @@ def reproduce(
     data = task.load(taught.task, run.data_dir)
     smallest = round(len(data.class_names) / sizes)
     require(
-        smallest >= 2 and batch_size <= smallest * np.bincount(data.train.labels).min(),
+        smallest >= 2 and batch_size <= smallest * int(np.min(np.bincount(data.train.labels))),
         f"--sizes={sizes} begins with tasks of {smallest} of {len(data.class_names)} "
         f"classes: too few for --batch_size={batch_size} images",
     )

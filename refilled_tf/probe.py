@@ -130,7 +130,7 @@ def of_pixels(task: tasks.Task, folds: int, data_dir: str | None) -> Score:
     """Scores the images' own pixels, as a teacher that knows nothing would hand them on."""
     data = dataclasses.replace(task.data, image_size=PIXELS, load_size=PIXELS, view_size=None)
     examples = tasks.load(dataclasses.replace(task, data=data), data_dir).train
-    flat = examples.images.reshape(len(examples.labels), -1).astype(np.float32)
+    flat = examples.images[:].reshape(len(examples.labels), -1).astype(np.float32)
     accuracies = embedding.cross_validated(flat, examples.labels, folds, seed=0)
     return Score(f"no teacher: {PIXELS}×{PIXELS} pixels", flat.shape[1], accuracies, None)
 
@@ -211,7 +211,7 @@ def main(_: list[str]) -> None:
     """Scores, ranks and comments on the teachers that the flags name."""
     specs = FLAGS.teacher
     options = {
-        name: _one_for_each(f"teacher_{name}", FLAGS[f"teacher_{name}"].value, len(specs))
+        name: _one_for_each(f"teacher_{name}", getattr(FLAGS, f"teacher_{name}"), len(specs))
         for name in teachers.OPTIONS
     }
     candidates = [
@@ -237,7 +237,7 @@ def main(_: list[str]) -> None:
         task = distill_config.task_in(text, FLAGS.gin_param)
     require_foldable(task, FLAGS.folds, FLAGS.data_dir)
     where = FLAGS.image_size, FLAGS.folds, FLAGS.data_dir
-    scores, more = attempted(lambda *each: score(*each, task, *where), taken)
+    scores, more = attempted(lambda spec, teacher: score(spec, teacher, task, *where), taken)
     faults += more
     scores = ranked(scores)
     selection = tasks.select(task, tasks.read_index(task.data.source, FLAGS.data_dir))

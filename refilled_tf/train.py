@@ -58,9 +58,9 @@ def main(_: list[str]) -> None:
         print(f"Scores   python -m refilled_tf.evaluate {shlex.join(options)}")
         if few_shot:
             options.append("--stage=ROW")  # each is another network
-        options = shlex.join(options)
-        print(f"Serve    python -m export.saved_model {options} --export_dir=exports")
-        print(f"Phone    python -m export.tflite {options} --output_dir=exports/tflite")
+        given = shlex.join(options)
+        print(f"Serve    python -m export.saved_model {given} --export_dir=exports")
+        print(f"Phone    python -m export.tflite {given} --output_dir=exports/tflite")
 
 
 if __name__ == "__main__":

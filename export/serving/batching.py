@@ -43,12 +43,19 @@ class Call(Generic[Answer]):
 
 @dataclasses.dataclass(eq=False)
 class _Waiting:
-    """A request in the queue; `call` is there once a thread has read it."""
+    """A request in the queue."""
 
     read: Callable[[], Call]
     future: asyncio.Future
     since: float
-    call: Call | None = None
+    _known: Call | None = None
+
+    @property
+    def call(self) -> Call:
+        """What `read` makes, once for all."""
+        if self._known is None:
+            self._known = self.read()
+        return self._known
 
 
 class Batcher:
@@ -143,9 +150,10 @@ class Batcher:
             taken = self._take(until)
             if taken is None:
                 break
-            if not self._read(taken):
+            call = self._read(taken)
+            if call is None:
                 continue
-            if batch and not self._fits(batch, taken.call):
+            if batch and not self._fits(batch, call):
                 self._put_back(taken)
                 break
             batch.append(taken)
@@ -179,17 +187,15 @@ class Batcher:
                 self._queue.move_to_end(taken.future, last=False)
                 self._changed.notify()
 
-    def _read(self, taken: _Waiting) -> bool:
+    def _read(self, taken: _Waiting) -> Call | None:
         """Makes a call of a request; where that fails it is answered with the error."""
         if taken.future.done():
-            return False
-        if taken.call is None:
-            try:
-                taken.call = taken.read()
-            except Exception as error:
-                _deliver([taken], [told(error)])
-                return False
-        return True
+            return None
+        try:
+            return taken.call
+        except Exception as error:
+            _deliver([taken], [told(error)])
+            return None
 
     def _fits(self, batch: Sequence[_Waiting], call: Call) -> bool:
         calls = [each.call for each in batch] + [call]

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-import grpc
 from absl import logging
-
-Code = grpc.StatusCode
+from grpc import StatusCode as Code
 
 # As TensorFlow Serving translates them; whatever is not here is the server's own fault.
 HTTP_STATUS = {

@@ -7,7 +7,7 @@ limits, are those decoded of which the graph would see other pixels than a viewe
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -35,7 +35,7 @@ class Images(NamedTuple):
     pixels: int
 
 
-def read(name: str, strings: Sequence[bytes]) -> Images:
+def read(name: str, strings: Iterable[bytes]) -> Images:
     """Reads the headers of an input's images.
 
     Args:
@@ -89,7 +89,7 @@ def _of_example(string: bytes) -> bytes:
     """Returns the image in a serialized tf.Example."""
     try:
         features = tf.train.Example.FromString(string).features.feature
-        found = features[FEATURE].bytes_list.value if FEATURE in features else ()
+        found: Sequence[bytes] = features[FEATURE].bytes_list.value if FEATURE in features else ()
         require(
             len(found) == 1,
             f"it is a tf.Example without the bytes of one image as its feature {FEATURE!r}",

@@ -105,7 +105,10 @@ def classify(model: Model, body: bytes) -> Call[bytes]:
     def answer(response: ClassificationResponse) -> dict[str, Any]:
         return {
             "results": [
-                [[each.label, _shortest(np.float32(each.score)).item()] for each in row.classes]
+                [
+                    [each.label, _shortest(np.array(each.score, np.float32)).item()]
+                    for each in row.classes
+                ]
                 for row in response.result.classifications
             ]
         }
@@ -153,7 +156,7 @@ def _in_json(call: Call, content: Callable[[Arrays], dict[str, Any]]) -> Call[by
 def _read_examples(body: bytes, request: ClassificationRequest | RegressionRequest) -> None:
     document = _parsed(body)
     request.model_spec.signature_name = _signature_name(document)
-    examples = document.get("examples")
+    examples = document.get("examples", [])
     require_valid(
         isinstance(examples, list) and len(examples) > 0,
         "'examples' must be a list of objects that is not empty",
@@ -313,7 +316,7 @@ def _values(name: str, array: np.ndarray) -> Any:
     """Turns an output into nested lists. A name that ends with "_bytes" means base64."""
     if array.dtype == object:
         decode = _base64 if name.endswith("_bytes") else _text
-        return np.frompyfunc(decode, 1, 1)(array).tolist()
+        return np.vectorize(decode, [object])(array).tolist()
     return _shortest(array).tolist() if array.dtype == np.float32 else array.tolist()
 
 

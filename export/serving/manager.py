@@ -29,6 +29,13 @@ Answer = TypeVar("Answer")
 RETRY_SECONDS = 60.0  # as TensorFlow Serving
 
 
+class Loaded(NamedTuple):
+    """A model in memory, and what waits for it."""
+
+    model: Model
+    batcher: Batcher
+
+
 @dataclasses.dataclass
 class Version:
     """A version that the server has been told of.
@@ -36,20 +43,14 @@ class Version:
     Attributes:
         folder: where it is.
         status: what a status request says of it.
-        model: the version in memory, while it is there.
-        batcher: what waits for it, likewise.
+        loaded: the version in memory, while it can be asked.
         tried: what the folder looked like when it was loaded, and when that was, in seconds.
     """
 
     folder: Path
     status: ModelVersionStatus
-    model: Model | None = None
-    batcher: Batcher | None = None
+    loaded: Loaded | None = None
     tried: tuple[frozenset, float] = (frozenset(), 0.0)
-
-    @property
-    def available(self) -> bool:
-        return self.status.state == State.AVAILABLE
 
 
 class Wanted(NamedTuple):
@@ -137,8 +138,8 @@ class Manager:
             RequestError: no such model is available, too many requests are waiting, or the request
                 cannot be answered.
         """
-        version = self._meant(spec)
-        return await version.batcher.answer(lambda: read(version.model))
+        loaded = self._meant(spec)
+        return await loaded.batcher.answer(lambda: read(loaded.model))
 
     def model(self, spec: ModelSpec) -> Model:
         """Returns the model that a request means, for what takes no time.
@@ -179,14 +180,16 @@ class Manager:
             await self._unload(number)
 
     def _is_available(self, number: int) -> bool:
-        return number in self._versions and self._versions[number].available
+        return number in self._versions and self._versions[number].loaded is not None
 
-    def _meant(self, spec: ModelSpec) -> Version:
-        number, available = self._number(spec), self.available()
-        if spec.name != self.name or not available or number not in {None, *available}:
+    def _meant(self, spec: ModelSpec) -> Loaded:
+        number = self._number(spec)
+        chosen = max(self.available(), default=-1) if number is None else number
+        loaded = self._versions[chosen].loaded if chosen in self._versions else None
+        if spec.name != self.name or loaded is None:
             meant = f"Latest({spec.name})" if number is None else f"Specific({spec.name}, {number})"
             raise RequestError(Code.NOT_FOUND, f"Servable not found for request: {meant}")
-        return self._versions[max(available) if number is None else number]
+        return loaded
 
     def _number(self, spec: ModelSpec) -> int | None:
         """Returns the version that is asked for; None where the request leaves it open."""
@@ -217,23 +220,25 @@ class Manager:
         version = self._versions[number] = Version(folder, status, tried=(looks, now))
         arguments = (folder, number, self.name, self._limits, self._batching.allowed_batch_sizes)
         try:
-            version.model = await asyncio.to_thread(Model, *arguments)
+            model = await asyncio.to_thread(Model, *arguments)
         except Exception as error:  # as many kinds as a folder can be broken in
             logging.error("%s cannot be loaded: %s", folder, error)
             status.state = State.END
             status.status.error_code = Code.UNKNOWN.value[0]
             status.status.error_message = str(error)
             return False
-        version.batcher = Batcher(version.model.run, self._batching, self._limits.pixels, self.name)
+        batcher = Batcher(model.run, self._batching, self._limits.pixels, self.name)
+        version.loaded = Loaded(model, batcher)
         status.state = State.AVAILABLE
         return True
 
     async def _unload(self, number: int) -> None:
         version = self._versions[number]
+        loaded, version.loaded = version.loaded, None
         version.status.state = State.UNLOADING
-        await asyncio.to_thread(version.batcher.close)
-        await asyncio.to_thread(version.model.close)
-        version.model = version.batcher = None
+        if loaded is not None:
+            await asyncio.to_thread(loaded.batcher.close)
+            await asyncio.to_thread(loaded.model.close)
         version.status.state = State.END
 
 

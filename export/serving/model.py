@@ -90,6 +90,7 @@ class Model:
         Raises:
             Exception: whatever TensorFlow finds wrong with the folder.
         """
+        self._name = name
         self._spec = {"name": name, "version": {"value": version}}
         self._limits = limits
         self._batch_sizes = batch_sizes
@@ -308,7 +309,7 @@ class Model:
         except tf.errors.OpError as error:
             raise RequestError(_CODES[error.error_code], readable(error.message)) from error
         finally:
-            metrics.ran(self._spec["name"], time.perf_counter() - start)
+            metrics.ran(self._name, time.perf_counter() - start)
 
 
 def _filled_up(column: np.ndarray, sizes: Sequence[int]) -> np.ndarray:

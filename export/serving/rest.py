@@ -122,7 +122,8 @@ class Rest:
         if not path.lower().startswith("/v1/"):
             raise RequestError(Code.NOT_FOUND, f"there is nothing at {path}")
         asked = GET.fullmatch(path) if request.method == "GET" else None
-        require_valid(asked is not None, f"Malformed request: {request.method} {path}")
+        if asked is None:
+            raise RequestError(Code.INVALID_ARGUMENT, f"Malformed request: {request.method} {path}")
         if asked["metadata"]:
             return _reply(json_api.metadata(self._manager.model(_spec(asked))))
         return _reply(json_api.of_message(self._manager.status(_spec(asked))))

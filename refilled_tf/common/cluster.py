@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from refilled_tf.common.errors import listed, require
+from refilled_tf.common.errors import InputError, listed, require
 
 # The exit status of a process that has lost another. Kubeflow takes one from 128 on for a reason
 # to start it again, and leaves this one to programs (128 + SIGUSR1).
@@ -61,7 +61,8 @@ def of_environment() -> Cluster:
     wanted = f"several machines need TF_CONFIG on each, such as '{_EXAMPLE}'"
     require(bool(text), f"Experiment.strategy = 'multi_worker', but TF_CONFIG is not set; {wanted}")
     cluster = _parsed(text)
-    require(cluster is not None, f"TF_CONFIG={text!r} does not say who is who; {wanted}")
+    if cluster is None:
+        raise InputError(f"TF_CONFIG={text!r} does not say who is who; {wanted}")
     return cluster
 
 

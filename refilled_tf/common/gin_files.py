@@ -130,17 +130,20 @@ def _options(name: str, nodes: dict[str, list[Any]]) -> frozenset[str] | None:
         return frozenset(each.arg for each in (*node.args.args, *node.args.kwonlyargs))
     if any(getattr(each, "name", None) == "__init__" for each in node.body):
         return None
-    inherited = [_options(ast.unparse(base).split(".")[-1], nodes) for base in node.bases]
-    if None in inherited:
-        return None
-    own = {
+    options = {
         each.target.id
         for each in node.body
         if isinstance(each, ast.AnnAssign)
+        and isinstance(each.target, ast.Name)
         and "ClassVar" not in ast.unparse(each.annotation)
         and not (each.value and re.search("init=False|read_once", ast.unparse(each.value)))
     }
-    return frozenset(own.union(*inherited))
+    for base in node.bases:
+        inherited = _options(ast.unparse(base).split(".")[-1], nodes)
+        if inherited is None:
+            return None
+        options |= inherited
+    return frozenset(options)
 
 
 class _Reference:
@@ -173,7 +176,8 @@ def _find(path: str | Path) -> Path | None:
 def _statements(path: str | Path, within: str = "") -> Iterator[tuple[str, Any]]:
     """Yields the statements of a gin file and of those that it includes, and where each stands."""
     found = _find(path)
-    require(found is not None, f"{within}: include {str(path)!r} does not exist")
+    if found is None:
+        raise InputError(f"{within}: include {str(path)!r} does not exist")
     for where, what in _parsed(found.read_text(encoding="utf-8"), str(path)):
         yield where, what
         if _is(what, "Include"):

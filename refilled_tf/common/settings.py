@@ -40,13 +40,11 @@ def read_once(read: Callable[[Any], Any]) -> Any:
 
 
 class Named(Protocol):
-    """A stage, or a row with results of its own: it has settings and a folder.
+    """A stage, or a row with results of its own: it has settings and a folder."""
 
-    Attributes:
-        name: of the folder.
-    """
-
-    name: str
+    @property
+    def name(self) -> str:
+        """Of the folder."""
 
     def settings(self) -> dict[str, Any]:
         """Returns every setting that shapes the result."""

@@ -36,7 +36,7 @@ class Views(NamedTuple):
     outputs: dict[str, np.ndarray]
 
     @property
-    def count(self) -> int:
+    def per_image(self) -> int:
         """K."""
         return next(iter(self.outputs.values())).shape[1]
 
@@ -277,14 +277,14 @@ def training_batches(
 
     def batch(rows, mates, step, start):
         draw = functools.partial(tf.random.stateless_uniform, seed=tf.stack([seed, step]))
-        loaded, taught = take(rows), ()
+        loaded, taught = take(rows), []
         if views is None:
             count = random_numbers(data)
             numbers = tf.slice(draw((batch_size, count)), (start, 0), (per_replica, count))
         else:
-            chosen = draw((batch_size,), maxval=views.count, dtype=tf.int32)
+            chosen = draw((batch_size,), maxval=views.per_image, dtype=tf.int32)
             chosen = tf.slice(chosen, (start,), (per_replica,))
-            taught = (views.read(rows, chosen),)
+            taught = [views.read(rows, chosen)]
             if views.numbers is not None:
                 numbers = tf.gather_nd(views.numbers, tf.stack([rows, chosen], axis=1))
         if views is not None and views.numbers is None:

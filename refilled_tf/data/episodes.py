@@ -13,6 +13,7 @@ import gin
 import numpy as np
 
 from refilled_tf.common.errors import require, require_whole
+from refilled_tf.data import unlabelled
 from refilled_tf.data.task import Examples, Task, load, read_index, select
 
 
@@ -129,7 +130,7 @@ def pool(task: Task, data_dir: str | None = None) -> Examples:
             would be others than elsewhere.
     """
     data = load(task, data_dir)
-    together = Examples(*map(np.concatenate, zip(data.train, data.test, strict=True)))
+    together = unlabelled.joined([data.train, data.test])
     missing = np.setdiff1d(facts(task, data_dir).keys, together.keys)
     require(
         len(missing) == 0,

@@ -270,7 +270,9 @@ def read_images(root: Path, keys: Sequence[str], size: int) -> tuple[np.ndarray,
 
 def _survey(root: Path) -> Survey:
     require(root.is_dir(), f"ImageFolder.folder={root} is not a folder")
-    files, others, without = [], [], []
+    files: list[tuple[str, Path]] = []
+    others: list[tuple[Path, str]] = []
+    without: list[Path] = []
     for split, folder in _split_folders(root):
         if split is None:
             others.append((folder, "they have no folders of classes"))

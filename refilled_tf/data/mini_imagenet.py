@@ -81,7 +81,8 @@ class MiniImagenet(tfds.core.GeneratorBasedBuilder):
         if not images.is_dir():
             raise FileNotFoundError(f"there is no folder {images}, which has to hold the images")
         present = {path.name for path in images.iterdir()}
-        parts, part_of = {}, {}
+        parts: dict[str, list[tuple[str, str]]] = {}
+        part_of: dict[str, str] = {}
         for part in PARTS:
             path = folder / f"{part}.csv"
             parts[part] = _read(path)

@@ -38,7 +38,7 @@ def opened(encoded: bytes | BinaryIO) -> PIL.Image.Image:
     try:
         return PIL.Image.open(file, formats=FORMATS)
     except PIL.Image.DecompressionBombError as error:
-        most, found = 2 * PIL.Image.MAX_IMAGE_PIXELS, re.search(r"\d+", str(error))
+        most, found = 2 * (PIL.Image.MAX_IMAGE_PIXELS or 0), re.search(r"\d+", str(error))
         size = f"{int(found[0]) // 10**6} megapixels, " if found else ""
         raise InputError(
             f"it has {size}more than the {most // 10**6} megapixels that are read; make it smaller"

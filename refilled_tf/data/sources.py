@@ -15,7 +15,7 @@ import importlib.resources
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import gin
@@ -57,7 +57,7 @@ class Index(NamedTuple):
 
 
 @runtime_checkable
-class Source(Protocol):
+class Source(Hashable, Protocol):
     """A dataset of images: names and labels at once, pixels on demand."""
 
     def index(self, data_dir: str | None) -> Index:
@@ -183,13 +183,14 @@ class TfdsSource:
         """
         builder = self.builder(data_dir)
         facts = [self.key, "label", self.class_name, self.superclass]
-        columns, trains = {name: [] for name in facts if name}, []
+        batches: dict[str, list[np.ndarray]] = {name: [] for name in facts if name}
+        trains = []
         for split in self.splits:
             for batch in self._read(builder, split, facts).batch(4096).as_numpy_iterator():
-                for name, column in columns.items():
+                for name, column in batches.items():
                     column.append(batch[name])
                 trains.append(np.full(len(batch["label"]), split == "train"))
-        columns = {name: np.concatenate(column) for name, column in columns.items()}
+        columns = {name: np.concatenate(column) for name, column in batches.items()}
         keys = np.char.decode(columns[self.key].astype(bytes), "utf-8")
         require(
             len(np.unique(keys)) == len(keys),
@@ -198,7 +199,8 @@ class TfdsSource:
         labels = columns["label"].astype(np.int32)
         names = list(builder.info.features["label"].names)
         superclasses = None
-        first_rows = dict(zip(*np.unique(labels, return_index=True), strict=True))
+        classes, rows = np.unique(labels, return_index=True)
+        first_rows: dict[int, int] = dict(zip(classes.tolist(), rows.tolist(), strict=True))
         if self.class_name:
             for label, row in first_rows.items():
                 names[label] = columns[self.class_name][row].decode()
@@ -359,8 +361,9 @@ class ExampleFiles:
             InputError: a file is none of TFRecords, or a record lacks a feature; a label has two
                 names, or two labels have one; an image is in both train and test.
         """
-        keys, trains, labels, texts = [], [], [], {}
-        contents = {True: set(), False: set()}
+        keys, trains, labels = [], [], []
+        texts: dict[int, str] = {}
+        contents: dict[bool, set[str]] = {True: set(), False: set()}
         for record in self._records():
             contents[record.trains].add(record.content)
             keys.append(record.key)
@@ -379,14 +382,14 @@ class ExampleFiles:
             f"ExampleFiles: {len(crossing)} image(s) are in files of both train and test, which "
             "makes the test too easy; each image may be in one of them",
         )
-        classes, labels = np.unique(labels, return_inverse=True)
+        classes, numbers = np.unique(labels, return_inverse=True)
         names = tuple(texts.get(label, str(label)) for label in classes.tolist())
         repeated = [name for name, count in collections.Counter(names).items() if count > 1]
         require(
             not repeated,
             f"ExampleFiles: several labels have the name {repeated[:1]} in image/class/text",
         )
-        return Index(np.array(keys), labels.astype(np.int32), np.array(trains), names)
+        return Index(np.array(keys), numbers.astype(np.int32), np.array(trains), names)
 
     def images(self, keys, size: int, data_dir: str | None = None):
         """Decodes the images of `keys`, resized to size×size."""
@@ -409,7 +412,7 @@ class ExampleFiles:
 
     def _records(self) -> Iterator[Record]:
         """Reads all files; where an image repeats in a split, its keys are numbered."""
-        counts = collections.Counter()
+        counts: collections.Counter[tuple[str, str]] = collections.Counter()
         for split in ("train", "test"):
             for path in self._files(split):
                 for encoded, label, text in _read_examples(path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal, NamedTuple, Protocol
 
 import gin
@@ -29,7 +29,9 @@ from refilled_tf.data.sources import Index, Source
 class Images(Protocol):
     """Images [N, S, S, 3] uint8: an array in memory, or files that are decoded when asked for."""
 
-    shape: tuple[int, ...]
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, S, S, 3)."""
 
     def __getitem__(self, rows) -> np.ndarray:
         """Returns some images, by a slice or an array of rows."""
@@ -84,7 +86,7 @@ class Data:
     """
 
     source: Source
-    class_split: object
+    class_split: Callable[..., splits.ClassSplit]
     num_classes: int | None = None
     train_fraction: float | None = None
     split_seed: int = 0
@@ -179,7 +181,7 @@ def student(
     data: Data,
     images_per_class: int | None = None,
     holdout: float = 0.0,
-    unlabelled: Sequence[Task | Source] = (),
+    unlabelled: tuple[Task | Source, ...] = (),
 ) -> Task:
     """Returns the student's task: `student.images_per_class` in a gin file."""
     return Task(data, "student", images_per_class, holdout, unlabelled)

@@ -143,6 +143,7 @@ def joined(parts: list[Examples]) -> Examples:
 
 def _examples(source: Source, keys: np.ndarray, size: int, data_dir: str | None) -> Examples:
     """Reads images without a label; those that cannot be decoded are passed over with a warning."""
+    images: Images
     if isinstance(source, PhotoFolder) and len(keys) * size * size * 3 > IN_MEMORY:
         images, readable = _Files(source, keys, size), np.ones(len(keys), bool)
     else:

@@ -80,7 +80,7 @@ def _cross_fitted(
     inputs: np.ndarray, labels: np.ndarray, choices: Sequence[float], seed: int
 ) -> LinearProbe:
     classes = len(np.unique(labels))
-    folds = min(FOLDS, int(np.bincount(labels).min()))
+    folds = min(FOLDS, int(np.min(np.bincount(labels))))
     fold = np.full(len(labels), folds if folds > 1 else 0, np.int32)
     if folds > 1:
         splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)

@@ -25,12 +25,12 @@ def check(stage: Stage, run: Run) -> None:
         if networks.looks_up(known.backbone):
             known.backbone.embeddings(index.keys[[*selection.train, *selection.test]])
     if not stage.objective.trains:
-        if stage.objective.refits:
+        if stage.start:
             networks.require_same_weights(untrained_network(stage.start), untrained_network(stage))
         elif not networks.looks_up(stage.backbone):
             untrained_network(stage)
         return
-    recipe, replicas = stage.recipe, run.strategy.num_replicas_in_sync
+    recipe, replicas = stage.training_recipe, run.strategy.num_replicas_in_sync
     require(
         recipe.batch_size >= replicas and recipe.batch_size % replicas == 0,
         f"Recipe.batch_size={recipe.batch_size} must be a multiple of the {replicas} replicas",
@@ -56,14 +56,14 @@ def check(stage: Stage, run: Run) -> None:
                 teacher.backbone.embeddings(examples.keys)
     batches.order(index.labels[selection.train], further, recipe, stage.seed, 0, 1)
     if stage.objective.shares_classes:
-        teacher = stage.teacher.task
-        known = select(teacher, read_index(teacher.data.source, run.data_dir)).class_names
-        require(
-            stage.teacher.objective.classifies and known == selection.class_names,
-            f"stage {stage.name!r} has the objective {type(stage.objective).__name__}, whose "
-            "teacher must have learnt the student's classes; take "
-            "--gin_param='Data.class_split = @SharedClasses()', or a cross-task objective",
-        )
+        for teacher in stage.teachers:
+            taught = select(teacher.task, read_index(teacher.task.data.source, run.data_dir))
+            require(
+                teacher.objective.classifies and taught.class_names == selection.class_names,
+                f"stage {stage.name!r} has the objective {type(stage.objective).__name__}, whose "
+                "teacher must have learnt the student's classes; take "
+                "--gin_param='Data.class_split = @SharedClasses()', or a cross-task objective",
+            )
     network = untrained_network(stage)
     require(
         bool(network.trainable_weights),
@@ -75,7 +75,8 @@ def check(stage: Stage, run: Run) -> None:
     if stage.selection:
         stage.selection.check(network, run.data_dir)
     if stage.objective.features:
-        sides = (network, untrained_network(stage.teacher))
-        stage.objective.adapter(
-            *(networks.feature_shapes(side, stage.objective.features) for side in sides)
-        )
+        for teacher in stage.teachers:
+            sides = (network, untrained_network(teacher))
+            stage.objective.adapter(
+                *(networks.feature_shapes(side, stage.objective.features) for side in sides)
+            )

@@ -9,6 +9,7 @@ import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import gin
 
@@ -120,7 +121,7 @@ def load_text(text: str, params: Sequence[str] = ()) -> experiments.Experiment:
         return load_experiment([gin_file], params)
 
 
-def as_gin(value: object, scope: str) -> tuple[str, list[str]]:
+def as_gin(value: Any, scope: str) -> tuple[str, list[str]]:
     """Writes an object as gin would have built it.
 
     Args:

@@ -61,9 +61,9 @@ def difference(ours: Sequence[Path], reference: Sequence[Path]) -> tuple[float, 
     """
     hits = []
     for folders in zip(ours, reference, strict=True):
-        pair = [read_hits(folder) for folder in folders]
-        if None not in pair and np.array_equal(pair[0].keys, pair[1].keys):
-            hits.append([each.right for each in pair])
+        one, other = (read_hits(folder) for folder in folders)
+        if one and other and np.array_equal(one.keys, other.keys):
+            hits.append([one.right, other.right])
     return paired.difference(*np.stack(hits, axis=1)) if hits else None
 
 
@@ -79,7 +79,7 @@ def read_hits(folder: Path) -> Hits | None:
     with path.open(encoding="utf-8", newline="") as file:
         header, *lines = list(csv.reader(file)) or [[]]
     require(
-        header == HEADER and lines and all(len(line) == len(HEADER) for line in lines),
+        header == HEADER and bool(lines) and all(len(line) == len(HEADER) for line in lines),
         f"{path} must hold lines of {','.join(HEADER)}; delete {folder} to train the stage again",
     )
     keys, labels, predicted = np.array(lines).T

@@ -83,9 +83,9 @@ class Probe:
         index = read_index(self.task.data.source, run.data_dir)
         selection = select(self.task, index)
         labels, counts = np.unique(index.labels[selection.train], return_counts=True)
-        fewest = index.class_names[labels[counts.argmin()]]
+        fewest = index.class_names[labels[np.argmin(counts)]]
         require(
-            self.classifier != "logistic_regression" or counts.min() >= 2,
+            self.classifier != "logistic_regression" or int(np.min(counts)) >= 2,
             f"row {self.name!r}: Probe.classifier='logistic_regression' needs at least 2 training "
             f"images of every class, one of them to choose its C by, and {fewest!r} has 1; raise "
             f"{self.task.role}.images_per_class, or leave the row out of Experiment.rows",

@@ -11,7 +11,7 @@ import filelock
 import tensorflow as tf
 
 from refilled_tf.common import settings, stack, storage
-from refilled_tf.common.errors import require
+from refilled_tf.common.errors import InputError, require
 from refilled_tf.common.settings import Named
 from refilled_tf.experiment.stage import Stage
 
@@ -110,10 +110,10 @@ def differing_settings(stage: Named, run: Run) -> dict[str, str]:
         return {}
     facts = storage.read_json(path)
     there = facts.get("settings") if isinstance(facts, dict) else None
-    require(
-        isinstance(there, dict),
-        f"{path} holds no settings of a stage; delete {path.parent} to train the stage again",
-    )
+    if not isinstance(there, dict):
+        raise InputError(
+            f"{path} holds no settings of a stage; delete {path.parent} to train the stage again"
+        )
     return settings.differing(there, stage.settings(), settings.unlisted(stage))
 
 

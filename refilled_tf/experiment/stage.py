@@ -100,7 +100,7 @@ class Stage:
         if getattr(self.objective, "trains", True):
             kinds["recipe"] = Recipe, "@Recipe()"
         else:
-            dropped = {"recipe": None, "selection": None}
+            dropped: dict[str, int | None] = {"recipe": None, "selection": None}
             if not self.objective.refits:
                 dropped |= {"start": None, "seed": 0}
             for option, none in dropped.items():
@@ -154,6 +154,12 @@ class Stage:
         """Those who teach."""
         several = self.teacher if isinstance(self.teacher, tuple) else (self.teacher,)
         return tuple(each for each in several if each is not None)
+
+    @property
+    def training_recipe(self) -> Recipe:
+        """The recipe of a stage whose objective trains."""
+        assert self.recipe is not None, f"{self.name} has nothing to train"
+        return self.recipe
 
     @property
     def tasks(self) -> tuple[Task, ...]:

@@ -55,7 +55,7 @@ def views(stage: Stage, run: Run, examples: Examples) -> batches.Views | None:
     cache, data = stage.teacher_cache, stage.task.data
     if not cache.views:
         return None
-    outputs = {}
+    outputs: dict[str, np.ndarray] = {}
     for number, teacher in enumerate(stage.teachers):
         if networks.looks_up(teacher.backbone):
             known = {"embedding": teacher.backbone.embeddings(examples.keys)[:, np.newaxis]}
@@ -112,7 +112,7 @@ def build(
         "the teacher instead",
     )
     with contextlib.ExitStack() as whole_or_not_there:
-        arrays = {}
+        arrays: dict[str, np.memmap] = {}
         for name, shape in shapes.items():
             path = whole_or_not_there.enter_context(storage.replacing(_path(folder, name)))
             arrays[name] = np.lib.format.open_memmap(path, "w+", np.float16, shape)
@@ -133,7 +133,7 @@ def load(
 
 
 def _fill(
-    arrays: dict[str, np.ndarray],
+    arrays: dict[str, np.memmap],
     teacher: tf.keras.Model,
     cache: TeacherCache,
     examples: Examples,
@@ -147,7 +147,7 @@ def _fill(
             with np.errstate(over="ignore"):
                 arrays[name][start:stop] = x
             require(
-                np.isfinite(arrays[name][start:stop]).all(),
+                bool(np.isfinite(arrays[name][start:stop]).all()),
                 f"the teacher's {name!r} has values that are not finite in float16 (beyond "
                 "±65504); teacher_cache.views = 0 runs the teacher in float32 instead",
             )
@@ -222,7 +222,7 @@ def _key(
     teacher: tf.keras.Model, cache: TeacherCache, examples: Examples, data: Data
 ) -> dict[str, Any]:
     """Returns all that an output depends on, beside its name."""
-    varied = {} if data.min_crop is None else {"Data.min_crop": data.min_crop}
+    varied: dict[str, Any] = {} if data.min_crop is None else {"Data.min_crop": data.min_crop}
     if not cache.augmented:
         varied["teacher_cache.augmented"] = False
     for layer in teacher.submodules:
@@ -254,7 +254,7 @@ def _digest(arrays: Iterable[np.ndarray]) -> str:
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(str(array.shape).encode())
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()[:16]
 
 

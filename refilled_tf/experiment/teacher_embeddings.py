@@ -39,7 +39,7 @@ def teacher_embeddings(
         """Returns [[N, count, d]], or [] where there are no augmentations to be had."""
         if count == 0 or stage.looks_up:
             return []
-        if views is not None and views.numbers is not None and views.count >= count:
+        if views is not None and views.numbers is not None and views.per_image >= count:
             cached = views.outputs[networks.numbered("embedding", number)]
             return [cached[: len(data.train.labels), :count].astype(np.float32)]
         network = networks.embedding_part(load_network(teacher, run))

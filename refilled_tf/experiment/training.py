@@ -28,10 +28,11 @@ from refilled_tf.experiment.loading import load_network, outputs, read_history
 from refilled_tf.experiment.run import Run, check_folder, recorded_versions, write_facts
 from refilled_tf.experiment.stage import Stage
 from refilled_tf.experiment.teacher_embeddings import teacher_embeddings
-from refilled_tf.few_shot.base import Networks
+from refilled_tf.few_shot.base import Networks, Selection
 from refilled_tf.models import networks
 from refilled_tf.objectives.base import Learner, TeacherEmbeddings
 from refilled_tf.objectives.cross_entropy import accuracy
+from refilled_tf.objectives.refit import Refit
 
 # Steps between two checkpoints, at least: to write one takes as long as several steps of a small
 # network. Counted and not timed, so that all workers save the same epochs.
@@ -161,10 +162,12 @@ def _examples(stage: Stage, run: Run, data: TaskData) -> Examples:
 
 def _refit(stage: Stage, run: Run, data: TaskData) -> tuple[dict[str, tf.keras.Model], dict]:
     """Does what `_fit` does, for a stage that has only its last layer fitted."""
-    started, views = time.monotonic(), stage.objective.views
-    embedding = networks.embedding_part(load_network(stage.start, run))
-    known = [outputs(stage.start, run, stage.task, "train")["embedding"][:, np.newaxis]]
-    if views:
+    started, objective, start = time.monotonic(), stage.objective, stage.start
+    assert isinstance(objective, Refit)
+    assert start is not None, "Stage sees to it that Refit has a start"
+    embedding = networks.embedding_part(load_network(start, run))
+    known = [outputs(start, run, stage.task, "train")["embedding"][:, np.newaxis]]
+    if views := objective.views:
         known.append(
             teacher_cache.of_views(embedding, data.train, views, stage.seed, stage.task.data)
         )
@@ -182,7 +185,7 @@ def _fit(stage: Stage, run: Run, data: TaskData) -> tuple[dict[str, tf.keras.Mod
     fitted = _fitted(stage, run, teacher_embeddings(stage, run, data, examples, views))
     learner, steps = _build(stage, run, data, examples, fitted)
     progress = _Progress(stage, run, learner, steps)
-    first, total = progress.finished_epochs, stage.recipe.total_epochs
+    first, total = progress.finished_epochs, stage.training_recipe.total_epochs
     if first < total:
         learner.fit(
             _distributed_batches(stage, run, examples, views, first, steps),
@@ -267,7 +270,7 @@ def _build(
     stage: Stage, run: Run, data: TaskData, examples: Examples, fitted: dict[str, np.ndarray]
 ) -> tuple[Learner, int]:
     """Builds the learner in the strategy's scope; returns it and the steps of an epoch."""
-    recipe, size = stage.recipe, stage.task.data.image_size
+    recipe, size = stage.training_recipe, stage.task.data.image_size
     # Initial weights come from the seed alone, not from what ran before in this process.
     tf.keras.utils.set_random_seed(stage.seed)
     with run.strategy.scope(), _precision(recipe.precision):
@@ -297,7 +300,7 @@ def _build(
 
 
 def _steps_per_epoch(stage: Stage, examples: Examples) -> int:
-    recipe = stage.recipe
+    recipe = stage.training_recipe
     if recipe.steps is not None:
         return recipe.steps // recipe.epochs
     labels = examples.labels[examples.labels >= 0]
@@ -310,7 +313,7 @@ def _fitted(stage: Stage, run: Run, known: TeacherEmbeddings) -> dict[str, np.nd
     path = run.folder(stage) / FITTED
     if run.is_chief and not path.exists() and (found := stage.objective.fit_teacher(known)):
         with storage.replacing(path) as file:
-            np.savez(file, **found)
+            np.savez(file, **found)  # type: ignore[arg-type]  # of its flag too, think the stubs
     run.wait_for_all()
     if not path.exists():
         return {}
@@ -344,7 +347,7 @@ def _distributed_batches(
     steps: int,
 ):
     """Returns the batches of all epochs from `first` on, dealt out to workers and replicas."""
-    recipe, data = stage.recipe, stage.task.data
+    recipe, data = stage.training_recipe, stage.task.data
     # A teacher that is asked in every step sees the crop before it is resized for the student.
     size = data.crop_size if stage.teachers and views is None else data.image_size
     labels = examples.labels[examples.labels >= 0]
@@ -434,13 +437,13 @@ class _Progress(tf.keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs=None) -> None:
         """Saves the epoch, if it is time to, unless its last step has spoilt the weights."""
         if self._stage.selection:
-            self._select(epoch + 1)
+            self._select(self._stage.selection, epoch + 1)
         now = time.monotonic()
         self.seconds.assign_add(now - self._started)
         self._started = now
         self._epochs.assign(epoch + 1)
         self._unsaved_steps += self._steps
-        is_last = epoch + 1 == self._stage.recipe.total_epochs
+        is_last = epoch + 1 == self._stage.training_recipe.total_epochs
         is_over = self._run.deadline is not None and now > self._run.deadline
         if self._unsaved_steps >= SAVE_STEPS or is_last or is_over:
             self._save(epoch + 1)
@@ -467,10 +470,10 @@ class _Progress(tf.keras.callbacks.Callback):
         for name, network in self._best.items():
             self._learner.trained[name].set_weights(network.get_weights())
 
-    def _select(self, epoch: int) -> None:
+    def _select(self, selection: Selection, epoch: int) -> None:
         """Keeps the weights if they do better than those of every epoch before."""
         known = Networks(_without_strategy(self._learner.student), self._learner.head)
-        score = self._stage.selection.score(known, self._run.data_dir)
+        score = selection.score(known, self._run.data_dir)
         if score > self._best_score.numpy():
             self._best_score.assign(score)
             self._best_epoch.assign(epoch)

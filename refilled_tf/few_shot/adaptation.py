@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from refilled_tf.common.errors import require_not_negative, require_whole
 from refilled_tf.data.episodes import Tasks
-from refilled_tf.few_shot.base import FewShotLearner, Networks, Pool, merge_classes
+from refilled_tf.few_shot.base import FewShotLearner, Networks, Pool, chosen, merge_classes
 from refilled_tf.losses.prototypes import task_cross_entropy
 from refilled_tf.models.networks import with_classifier
 from refilled_tf.models.stacked import Chain, Weights
@@ -84,7 +84,7 @@ class Adaptation(FewShotLearner):
     def check_network(self, network: tf.keras.Model) -> None:
         """Rejects a network without the layers to train, or with branches there."""
         for first in {candidate.first for candidate in self.candidates()}:
-            Chain([with_classifier(network, 2)], first)
+            Chain([with_classifier(network, 2)], chosen(first))
 
     def answers(self, networks: Networks, pool: Pool, tasks: Tasks) -> np.ndarray:
         """Takes the class of the largest logit."""
@@ -92,7 +92,9 @@ class Adaptation(FewShotLearner):
 
     def logits(self, networks: Networks, pool: Pool, tasks: Tasks) -> np.ndarray:
         """Adapts to every task; returns the queries' logits [T, C·Q, C] float32."""
-        chain = Chain([with_classifier(networks.student, tasks.classes.shape[1])], self.first)
+        chain = Chain(
+            [with_classifier(networks.student, tasks.classes.shape[1])], chosen(self.first)
+        )
         inputs = self._inputs(networks, pool)
 
         @tf.function
@@ -112,7 +114,7 @@ class Adaptation(FewShotLearner):
         students = [
             with_classifier(networks.student, tasks.classes.shape[1]) for _ in tasks.classes
         ]
-        chains = [Chain([student], self.first) for student in students]
+        chains = [Chain([student], chosen(self.first)) for student in students]
         support = merge_classes(self._inputs(networks, pool)[tasks.support])
         known = self.known(networks, pool, tasks)
         stacked = tf.function(lambda *data: self._adapted(chains[0], *data))(support, *known)
@@ -123,9 +125,9 @@ class Adaptation(FewShotLearner):
 
     def _inputs(self, networks: Networks, pool: Pool) -> np.ndarray:
         """Returns what comes to the first trained layer, [N, …]."""
-        if self.first == "logits":
+        if (first := chosen(self.first)) == "logits":
             return pool.embeddings(networks.student)
-        return pool.inputs_of(networks.student, self.first)
+        return pool.inputs_of(networks.student, first)
 
     def known(self, networks: Networks, pool: Pool, tasks: Tasks) -> tuple[np.ndarray, ...]:
         """Returns what the loss needs to know of a group's support, [T, C·K, …] each."""
@@ -150,10 +152,10 @@ class Adaptation(FewShotLearner):
         def loss(weights, step):
             penalty = tf.add_n([tf.reduce_sum(w**2, axis=range(1, w.shape.rank)) for w in weights])
             losses = self.losses(chain(weights, support), step, *known)
-            return losses + self.weight_decay / 2 * penalty
+            return losses + chosen(self.weight_decay) / 2 * penalty
 
         start = chain.stacked(support.shape[0])
-        return descend(loss, start, self.steps, self.learning_rate, momentum=0.9)
+        return descend(loss, start, chosen(self.steps), chosen(self.learning_rate), momentum=0.9)
 
 
 def groups(tasks: Tasks, count: int):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, TypeVar
 
 import gin
 import numpy as np
@@ -20,6 +20,10 @@ from refilled_tf.data.episodes import Episodes, Tasks
 from refilled_tf.data.task import Examples, Task
 from refilled_tf.models import networks
 from refilled_tf.objectives.base import Objective
+
+Value = TypeVar("Value")
+Wanted = TypeVar("Wanted", bound=Objective)
+Self = TypeVar("Self", bound="FewShotLearner")
 
 
 class Networks(NamedTuple):
@@ -70,6 +74,7 @@ class Pool:
         return self._known[key][1]
 
 
+@dataclasses.dataclass(frozen=True)
 class FewShotLearner:
     """Learns tasks from their support: a frozen dataclass of hyper-parameters.
 
@@ -98,7 +103,7 @@ class FewShotLearner:
             InputError: naming the layer.
         """
 
-    def candidates(self) -> list[FewShotLearner]:
+    def candidates(self: Self) -> list[Self]:
         """Returns a learner for each combination of the options given as tuples."""
         options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         grid = {name: value for name, value in options.items() if isinstance(value, tuple | list)}
@@ -134,6 +139,12 @@ class FewShotLearner:
         """Returns the share of right answers in each of T tasks, [T] float64."""
         right = self.answers(networks, pool, tasks) == labels_of(tasks.query[0])
         return right.mean(axis=1)
+
+
+def chosen(option: Value | tuple[Value, ...]) -> Value:
+    """Returns the one value of an option of a candidate, which has none to choose from any more."""
+    assert not isinstance(option, tuple), f"{option} is to be chosen from, see `candidates`"
+    return option
 
 
 @gin.register
@@ -219,14 +230,15 @@ class Selection:
 
 
 def require_objective(
-    learner: FewShotLearner, objective: Objective, wanted: type[Objective]
-) -> None:
-    """Rejects a network that has been trained on anything but the wanted kind of objective."""
-    require(
-        isinstance(objective, wanted),
-        f"{type(learner).__name__} needs a network trained on {wanted.__name__}, not on "
-        f"{type(objective).__name__}",
-    )
+    learner: FewShotLearner, objective: Objective, wanted: type[Wanted]
+) -> Wanted:
+    """Returns what a network has been trained on; rejects any but the wanted kind."""
+    if not isinstance(objective, wanted):
+        raise InputError(
+            f"{type(learner).__name__} needs a network trained on {wanted.__name__}, not on "
+            f"{type(objective).__name__}"
+        )
+    return objective
 
 
 def labels_of(rows: np.ndarray) -> np.ndarray:

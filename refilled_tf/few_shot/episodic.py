@@ -38,10 +38,11 @@ class EpisodicObjective(Objective):
 
     def check_batches(self, recipe: Recipe, replicas: int) -> None:
         """Rejects batches that are no whole tasks."""
-        name, classes = type(self).__name__, recipe.classes_per_batch
+        name, classes = type(self).__name__, recipe.classes_per_batch or 0
         require(
-            classes is not None and classes % self.ways == 0,
-            f"Recipe.classes_per_batch={classes} must be a multiple of {name}.ways={self.ways}",
+            classes > 0 and classes % self.ways == 0,
+            f"Recipe.classes_per_batch={recipe.classes_per_batch} must be a multiple of "
+            f"{name}.ways={self.ways}",
         )
         images = classes * (self.shots + self.queries)
         require(

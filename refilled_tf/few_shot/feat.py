@@ -59,6 +59,7 @@ class Feat(EpisodicObjective):
 
     def __call__(self, batch: GlobalBatch) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """Returns the sum of both losses, each without its weight, and the queries' accuracy."""
+        assert batch.head is not None, "the head that `head` builds is in the batch"
         support, query = self.support_and_query(batch.student["embedding"])
         prototypes = batch.head(tf.reduce_mean(support, axis=2))
         logits = prototype_logits(merge_classes(query), prototypes, self.temperature)
@@ -90,4 +91,5 @@ class AdaptedPrototypes(NearestPrototype):
 
     def prototypes(self, networks: Networks, pool: Pool, tasks: Tasks) -> tf.Tensor:
         """Returns what queries are compared with, [T, C, d]."""
+        assert networks.head is not None, "a network trained on Feat has a head, see `check`"
         return networks.head(super().prototypes(networks, pool, tasks))

@@ -17,6 +17,7 @@ from refilled_tf.few_shot.base import (
     FewShotLearner,
     Networks,
     Pool,
+    chosen,
     merge_classes,
     require_objective,
 )
@@ -60,7 +61,7 @@ class Maml(EpisodicObjective):
     def check_batches(self, recipe: Recipe, replicas: int) -> None:
         """Rejects batches of which replicas do not get whole tasks."""
         super().check_batches(recipe, replicas)
-        tasks = recipe.classes_per_batch // self.ways
+        tasks = recipe.batch_size // (self.ways * (self.shots + self.queries))
         require(
             tasks % replicas == 0,
             f"Recipe.classes_per_batch={recipe.classes_per_batch} makes {tasks} tasks of "
@@ -105,10 +106,10 @@ class InnerLoop(FewShotLearner):
 
     def check(self, objective: Objective, ways: int) -> None:
         """Needs the classifier that `Maml` trains, of as many classes as a task has."""
-        require_objective(self, objective, Maml)
+        maml = require_objective(self, objective, Maml)
         require(
-            objective.ways == ways,
-            f"InnerLoop starts from the classifier of Maml.ways={objective.ways}, but tasks have "
+            maml.ways == ways,
+            f"InnerLoop starts from the classifier of Maml.ways={maml.ways}, but tasks have "
             f"Episodes.ways={ways}",
         )
 
@@ -132,8 +133,8 @@ class InnerLoop(FewShotLearner):
             weights = descend(
                 lambda weights, step: support_losses(chain, weights, support),
                 start,
-                self.steps,
-                self.learning_rate,
+                chosen(self.steps),
+                chosen(self.learning_rate),
             )
             return chain(weights, query, batch_statistics=True)
 

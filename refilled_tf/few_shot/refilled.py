@@ -11,7 +11,7 @@ import tensorflow as tf
 from refilled_tf.common.errors import require_not_negative, require_positive
 from refilled_tf.data.episodes import Tasks
 from refilled_tf.few_shot.adaptation import Adaptation
-from refilled_tf.few_shot.base import Networks, Pool, merge_classes
+from refilled_tf.few_shot.base import Networks, Pool, chosen, merge_classes
 from refilled_tf.losses.distances import l2_normalize
 from refilled_tf.losses.local import decayed_weight, nearest_center_posterior, posterior_kl
 from refilled_tf.losses.prototypes import task_cross_entropy
@@ -47,12 +47,14 @@ class Refilled(Adaptation):
         """Returns the teacher's log-posterior of the support, [T, C·K, C]."""
         support = pool.embeddings(networks.teacher)[tasks.support]
         centers = l2_normalize(tf.reduce_mean(support, axis=2))
-        posterior = nearest_center_posterior(merge_classes(support), centers, self.tau_teacher)
+        posterior = nearest_center_posterior(
+            merge_classes(support), centers, chosen(self.tau_teacher)
+        )
         return (posterior.numpy(),)
 
     def losses(self, logits: tf.Tensor, step: tf.Tensor, *known: tf.Tensor) -> tf.Tensor:
         """Returns Eq. 6 of each task."""
         (log_teacher,) = known
-        local = posterior_kl(log_teacher, logits, self.tau_student)
-        weight = decayed_weight(self.weight, step, self.decay)
+        local = posterior_kl(log_teacher, logits, chosen(self.tau_student))
+        weight = decayed_weight(chosen(self.weight), step, chosen(self.decay))
         return task_cross_entropy(logits)[0] + weight * local

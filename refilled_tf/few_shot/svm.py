@@ -11,7 +11,7 @@ from sklearn.svm import LinearSVC
 
 from refilled_tf.common.errors import require_positive
 from refilled_tf.data.episodes import Tasks
-from refilled_tf.few_shot.base import FewShotLearner, Networks, Pool, labels_of
+from refilled_tf.few_shot.base import FewShotLearner, Networks, Pool, chosen, labels_of
 
 
 @gin.register
@@ -34,7 +34,7 @@ class LinearSvm(FewShotLearner):
         # The primal problem is the smaller and, without random order, a deterministic one.
         return np.array(
             [
-                LinearSVC(C=self.c, dual=False)
+                LinearSVC(C=chosen(self.c), dual=False)
                 .fit(embeddings[support.ravel()], labels_of(support))
                 .predict(embeddings[query.ravel()])
                 for support, query in zip(tasks.support, tasks.query, strict=True)

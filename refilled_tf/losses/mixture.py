@@ -25,7 +25,7 @@ def each_with_tau(
       ValueError: a temperature is not above zero, or there are more or fewer than teachers.
     """
     several = embeddings if isinstance(embeddings, list | tuple) else [embeddings]
-    taus = tau if isinstance(tau, list | tuple) else [tau] * len(several)
+    taus = tau if isinstance(tau, Sequence) else [tau] * len(several)
     if len(taus) != len(several):
         raise ValueError(f"tau_teacher={tau!r} must be one, or one for each of {len(several)}.")
     for each in taus:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from pathlib import Path
 
 import gin
@@ -35,7 +34,7 @@ class EmbeddingFile:
         lambda self: content_hash(f"EmbeddingFile.file={self.file}", self.file)
     )
 
-    def embeddings(self, keys: Sequence[str]) -> np.ndarray:
+    def embeddings(self, keys: np.ndarray) -> np.ndarray:
         """Looks images up.
 
         Args:

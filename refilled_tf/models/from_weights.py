@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import gin
 import numpy as np
@@ -16,6 +17,14 @@ from refilled_tf.models import keras_files
 from refilled_tf.models.networks import Backbone
 
 IMAGENET = "imagenet"
+
+
+@runtime_checkable
+class Published(Protocol):
+    """A backbone that Keras has trained weights of."""
+
+    def application(self, **options: Any) -> tf.keras.Model:
+        """Returns Keras's own network of its width, without classifier."""
 
 
 @gin.register
@@ -38,7 +47,7 @@ class FromWeights:
     def __post_init__(self):
         require_built("FromWeights.network", self.network, Backbone, "@MobileNetV2()")
         require(
-            self.weights != IMAGENET or hasattr(self.network, "application"),
+            self.weights != IMAGENET or isinstance(self.network, Published),
             f"FromWeights.weights='imagenet': Keras has none of {type(self.network).__name__}; "
             "give a file",
         )
@@ -74,6 +83,7 @@ class FromWeights:
         return network
 
     def _downloaded(self, image_size: int) -> list[np.ndarray]:
+        assert isinstance(self.network, Published), "checked with the options"
         kind = type(self.network).__name__
         shape = (image_size, image_size, 3)
         try:

@@ -145,7 +145,7 @@ class Application:
         if self.weights is None:
             network.set_weights(self._downloaded(make, size))
         else:
-            network.set_weights(self._read(whole, network))
+            network.set_weights(self._read(self.weights, whole, network))
         what = f"Application.name={self.name!r}"
         embedding = embedding_of(network, self.layer or network.layers[-1].name, what)
         own = sys.modules[make.__module__].preprocess_input
@@ -162,18 +162,20 @@ class Application:
                 "(--teacher_weights)"
             ) from error
 
-    def _read(self, whole: tf.keras.Model, network: tf.keras.Model) -> list[np.ndarray]:
+    def _read(
+        self, weights: str, whole: tf.keras.Model, network: tf.keras.Model
+    ) -> list[np.ndarray]:
         """Reads the file, with the classifier or without; the weights below it come first."""
         reasons = []
         for each in (network, whole):
             try:
-                each.load_weights(Path(self.weights).expanduser())
+                each.load_weights(Path(weights).expanduser())
             except Exception as error:  # Keras raises whatever the file's reader raised.
                 reasons.append(one_line(error))
             else:
                 return each.get_weights()[: len(network.weights)]
         raise InputError(
-            f"Application.weights={self.weights} holds no weights of {self.name}, neither without "
+            f"Application.weights={weights} holds no weights of {self.name}, neither without "
             f"its classifier ({reasons[0]}) nor with it ({reasons[1]})"
         )
 

@@ -12,8 +12,8 @@ methods can attach there.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Hashable, Sequence
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 import tensorflow as tf
@@ -23,7 +23,7 @@ from refilled_tf.data.resizing import resized
 
 
 @runtime_checkable
-class Backbone(Protocol):
+class Backbone(Hashable, Protocol):
     """Builds an embedding network from images of a given size."""
 
     def build(self, image_size: int) -> tf.keras.Model:
@@ -34,11 +34,11 @@ class Backbone(Protocol):
 class Lookup(Protocol):
     """Stands in a backbone's place where a teacher cannot be run here."""
 
-    def embeddings(self, keys: Sequence[str]) -> np.ndarray:
-        """Returns [n, d] float32 of the images of these keys."""
+    def embeddings(self, keys: np.ndarray) -> np.ndarray:
+        """Returns [n, d] float32 of the images of these keys, [n] strings."""
 
 
-def looks_up(backbone: Backbone | Lookup) -> bool:
+def looks_up(backbone: Backbone | Lookup) -> TypeGuard[Lookup]:
     """Whether it only knows the embeddings of certain images."""
     return isinstance(backbone, Lookup)
 
@@ -115,7 +115,7 @@ def joined(several: Sequence[tf.keras.Model], image_size: int) -> tf.keras.Model
     if len(several) == 1:
         return several[0]
     images = tf.keras.Input((image_size, image_size, 3), name="images")
-    outputs = {}
+    outputs: dict[str, tf.Tensor] = {}
     for number, network in enumerate(several):
         # Networks of one kind have one name, which a model may hold only once.
         named = tf.keras.Model(network.input, network.output, name=numbered("teacher", number))

@@ -234,7 +234,7 @@ class Graph:
 
     def _normalisation(self, name: str | None) -> tuple[np.ndarray, np.ndarray]:
         """Returns it as `keras_files.affine` does."""
-        if name in keras_files.PREPROCESSING:
+        if name is not None and name in keras_files.PREPROCESSING:
             return keras_files.affine(keras_files.preprocess(name))
         mean, std = CLIP if name == "clip" else self._metadata()
         slopes, offset = np.diag(1 / (255 * np.array(std))), -np.array(mean) / std

@@ -75,7 +75,8 @@ class Chain:
         """
 
         def one(task):
-            return self._one_task(*task, batch_statistics)
+            weights, x = task
+            return self._one_task(weights, x, batch_statistics)
 
         # Vectorised, products become batched ones, but convolutions loops: those are better off
         # as T branches of the graph. (A grouped convolution has no gradient on a CPU.)
@@ -86,9 +87,9 @@ class Chain:
 
     def _one_task(self, weights: Weights, x: tf.Tensor, batch_statistics: bool) -> tf.Tensor:
         """Computes the chain for one task: x [N, …]."""
-        weights = iter(weights)
+        following = iter(weights)
         for layer in self._layers:
-            own = [next(weights) for _ in layer.trainable_weights]
+            own = [next(following) for _ in layer.trainable_weights]
             # Stacked weights are float32, whatever the layers themselves compute in.
             x = tf.cast(_LAYERS[type(layer)](layer, own, x, batch_statistics), tf.float32)
         return x

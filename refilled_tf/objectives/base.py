@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -14,8 +15,8 @@ from refilled_tf.data import resizing
 from refilled_tf.data.recipe import Recipe
 from refilled_tf.models import networks
 
-# The shapes (None, height, width, channels) of features by name.
-Shapes = dict[str, tuple[int | None, ...]]
+# The shapes of features by name: (None, height, width, channels), or (None, d) of an embedding.
+Shapes = dict[str, tuple[None, int, int, int] | tuple[None, int]]
 
 
 class GlobalBatch(NamedTuple):
@@ -25,21 +26,21 @@ class GlobalBatch(NamedTuple):
         labels: [B] int32; -1 of unlabelled images.
         student: the student's outputs, "embedding" [B, d_S] and maybe "logits" [B, C], and the
             features [B, h, w, c] that the objective asks for; float32.
-        teacher: the frozen teacher's, or None without a teacher; of several teachers, the further
-            ones' under the names that `networks.numbered` gives.
+        teacher: the frozen teacher's, {} without a teacher; of several teachers, the further ones'
+            under the names that `networks.numbered` gives.
         fitted: what `Objective.fit_teacher` has returned.
         epoch: scalar float32, the number of finished epochs.
-        adapted: what the objective's adapter makes of the student's features; None without one.
+        adapted: what the objective's adapter makes of the student's features; {} without one.
         head: the objective's head; None without one.
         rows: [B] int32, which of the training images these are; labelled ones come first.
     """
 
     labels: tf.Tensor
     student: dict[str, tf.Tensor]
-    teacher: dict[str, tf.Tensor] | None
+    teacher: dict[str, tf.Tensor]
     fitted: dict[str, tf.Tensor]
     epoch: tf.Tensor
-    adapted: dict[str, tf.Tensor] | None = None
+    adapted: Mapping[str, tf.Tensor] = MappingProxyType({})
     head: tf.keras.Model | None = None
     rows: tf.Tensor | None = None
 
@@ -51,8 +52,8 @@ class GlobalBatch(NamedTuple):
         def keep(x: tf.Tensor) -> tf.Tensor:
             return tf.boolean_mask(x, known)
 
-        def keep_all(outputs: dict[str, tf.Tensor] | None) -> dict[str, tf.Tensor] | None:
-            return None if outputs is None else {name: keep(x) for name, x in outputs.items()}
+        def keep_all(outputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+            return {name: keep(x) for name, x in outputs.items()}
 
         return self._replace(
             labels=keep(self.labels),
@@ -103,21 +104,30 @@ class Objective:
         trains: whether there is anything to train, step by step.
         refits: whether the network is that of Stage.start, with a last layer that is fitted anew.
         needs_teacher: whether it looks at a teacher.
-        shares_classes: whether the teacher must have learnt the student's very classes.
-        takes_unlabelled: whether unlabelled images are of use to it.
         runs_alone: whether the network it trains is of use as it is, and so worth scoring; not
             where it must first adapt to a task.
-        parts: names of the scalars it reports beside the loss.
     """
 
     classifies: ClassVar[bool] = True
     trains: ClassVar[bool] = True
     refits: ClassVar[bool] = False
     needs_teacher: ClassVar[bool] = False
-    shares_classes: ClassVar[bool] = False
-    takes_unlabelled: ClassVar[bool] = False
     runs_alone: ClassVar[bool] = True
-    parts: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the scalars it reports beside the loss."""
+        return ()
+
+    @property
+    def shares_classes(self) -> bool:
+        """Whether the teacher must have learnt the student's very classes."""
+        return False
+
+    @property
+    def takes_unlabelled(self) -> bool:
+        """Whether unlabelled images are of use to it."""
+        return False
 
     def fit_teacher(self, known: TeacherEmbeddings) -> dict[str, np.ndarray]:
         """Works out, once before training, what the loss needs to know of the teachers.
@@ -199,12 +209,23 @@ class Objective:
 OF_EACH_TEACHER = ("tau_teacher", "teacher_weights")
 
 
-def take_each(objective: Objective) -> None:
+class ToldOfEach(Protocol):
+    """An objective that may be told something of each teacher."""
+
+    @property
+    def tau_teacher(self) -> float | tuple[float, ...]:
+        """One temperature for all, or of each."""
+
+    @property
+    def teacher_weights(self) -> tuple[float, ...] | None:
+        """What each counts; None for all the same."""
+
+
+def take_each(objective: ToldOfEach) -> None:
     """Takes what an objective may be told of each teacher, as gin's lists or tuples.
 
     Args:
-        objective: with `tau_teacher`, which may also be one for all, and `teacher_weights`, which
-            may be None; both become tuples where they are several.
+        objective: whose options become tuples where they are several.
 
     Raises:
         InputError: naming the option that is not above zero, or not of each teacher.
@@ -223,7 +244,7 @@ def take_each(objective: Objective) -> None:
     )
 
 
-def check_each(objective: Objective, count: int) -> None:
+def check_each(objective: ToldOfEach, count: int) -> None:
     """Rejects temperatures or weights that are not one for each teacher.
 
     Args:
@@ -331,12 +352,11 @@ class Learner(tf.keras.Model):
             The batch as all replicas together see it, B = Σ b.
         """
         student = _gather_all(self._student(_for(self._student, images), training))
-        teacher = adapted = None
+        teacher, adapted = {}, {}
         if self.objective.needs_teacher:
-            outputs = taught
             if taught is None:
-                outputs = self._teacher(_for(self._teacher, images), training=False)
-            teacher = {name: tf.stop_gradient(x) for name, x in _gather_all(outputs).items()}
+                taught = self._teacher(_for(self._teacher, images), training=False)
+            teacher = {name: tf.stop_gradient(x) for name, x in _gather_all(taught).items()}
         if self.adapter is not None:
             features = {name: student[name] for name in self.objective.features}
             adapted = _in_float32(self.adapter(features, training))

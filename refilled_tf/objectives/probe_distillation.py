@@ -73,15 +73,15 @@ class ProbeDistillation(Objective):
         "fold" is [N + M]: an unlabelled image that is among the labelled ones too is judged as
         these are, any other one by the probe that has seen all labelled images.
         """
-        found = {}
+        found: dict[str, np.ndarray] = {}
         for number, embeddings in enumerate(known.labelled(self.views)):
             probe = linear_probe.fit(embeddings, known.labels, known.seed)
             found |= {
                 numbered("weights", number): probe.weights,
                 numbered("bias", number): probe.bias,
-                numbered("probe_c", number): np.float32(probe.c),
-                numbered("probe_temperature", number): np.float32(probe.temperature),
-                numbered("probe_accuracy", number): np.float32(probe.accuracy),
+                numbered("probe_c", number): np.array(probe.c, np.float32),
+                numbered("probe_temperature", number): np.array(probe.temperature, np.float32),
+                numbered("probe_accuracy", number): np.array(probe.accuracy, np.float32),
             }
         # The folds are of labels and seed alone, so all teachers have the same.
         folds = dict(zip(known.keys.tolist(), probe.fold.tolist(), strict=False))

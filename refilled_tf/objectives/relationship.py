@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import ClassVar, Literal
 
 import gin
@@ -91,10 +92,14 @@ class RelationshipMatching(Objective):
             ]
             relatives = nearest_neighbors(tf.add_n(distances), self.neighbors)
         what = batch.student["embedding"], batch.teacher_embeddings, relatives
-        options = {"tau_teacher": self.tau_teacher, "tau_student": self.tau_student}
-        options["teacher_weights"] = self.teacher_weights
         if self.relation == "triplet":
-            kl, count = triplet_kl(*what, **options, fallback=self.fallback)
+            relation_kl = functools.partial(triplet_kl, fallback=self.fallback)
         else:
-            kl, count = tuple_kl(*what, **options, margin=self.margin)
+            relation_kl = functools.partial(tuple_kl, margin=self.margin)
+        kl, count = relation_kl(
+            *what,
+            tau_teacher=self.tau_teacher,
+            tau_student=self.tau_student,
+            teacher_weights=self.teacher_weights,
+        )
         return self.weight * kl, {"relation_kl": kl, "num_relations": count}

@@ -144,6 +144,7 @@ def run(
     stages, found = folder / "stages", []
     for row in results["rows"]:
         compared = predictions.difference([stages / row["stage"]], [stages / REFERENCE])
+        assert compared is not None, "all candidates are scored on the same images"
         facts = {name: row[name] for name in ("stage", "method", "accuracy", "images")}
         found.append(facts | dict(zip(("above", "error"), compared, strict=True)))
     found.sort(key=lambda row: -row["accuracy"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from refilled_tf.common.errors import require
 from refilled_tf.common.settings import is_unset
@@ -34,6 +34,7 @@ def task_of(images: str, data_dir: str | None) -> Task:
     Raises:
         InputError: it is neither, or none that this can make out.
     """
+    source: Source
     if Path(images).expanduser().is_dir():
         source = ImageFolder(str(Path(images).expanduser().resolve()))
         split = source.survey().has_splits
@@ -161,7 +162,15 @@ def task_in(text: str, params: Sequence[str] = ()) -> Task:
     return next(stage.task for stage in stages if stage.task.role == "student")
 
 
-def sizes(teacher: teachers.Teacher, image_size: int) -> dict[str, int | None]:
+class Sizes(TypedDict):
+    """The options of `Data` that are sizes."""
+
+    image_size: int
+    view_size: int | None
+    load_size: int
+
+
+def sizes(teacher: teachers.Teacher, image_size: int) -> Sizes:
     """Returns the options of `Data` that are sizes.
 
     Args:
@@ -209,7 +218,8 @@ def lengths(images: int, unlabelled: int, steps: int, quick: bool) -> dict[str, 
     }
 
 
-def _source_lines(source: Source) -> list[str]:
+def _source_lines(source: Any) -> list[str]:
+    """Writes a source, which is a dataclass, in gin."""
     kind = type(source).__name__
     options = {
         f"{kind}.{field.name}": getattr(source, field.name)

@@ -40,25 +40,30 @@ def parse(spec: str, data_dir: str | None) -> task.Task | sources.Source:
     if training := gin_files.training_in(folder):
         tasks = [stage.task for stage in config.load_work_dir(training).stages()]
         taught = next((each for each in tasks if each.role == "teacher"), None)
-        require(
-            taught is not None,
-            f"--unlabelled={spec}: no stage of this training has a teacher's task, so there are no "
-            "images that its teacher has learnt from",
-        )
+        if taught is None:
+            raise InputError(
+                f"--unlabelled={spec}: no stage of this training has a teacher's task, so there "
+                "are no images that its teacher has learnt from"
+            )
         return taught
     if folder.is_dir():
         return unlabelled.PhotoFolder(str(folder.resolve()))
-    require_named(spec)
-    name, split = re.fullmatch(NAMED, spec).groups()
+    name, split = _named(spec)
     return tfds_source("--unlabelled", name, data_dir, [split] if split else None)
 
 
 def require_named(spec: str) -> None:
     """Rejects an --unlabelled that is no folder, nor can be TFDS's name of a dataset."""
-    require(
-        Path(spec).expanduser().is_dir() or re.fullmatch(NAMED, spec) is not None,
-        f"--unlabelled={spec} is none of what is accepted: {ACCEPTED}",
-    )
+    if not Path(spec).expanduser().is_dir():
+        _named(spec)
+
+
+def _named(spec: str) -> tuple[str, str | None]:
+    """Returns the names of a dataset, and of its split if there is one."""
+    found = re.fullmatch(NAMED, spec)
+    if found is None:
+        raise InputError(f"--unlabelled={spec} is none of what is accepted: {ACCEPTED}")
+    return found[1], found[2]
 
 
 def require_images(images: str) -> None:
@@ -88,11 +93,11 @@ def tfds_source(
     except InputError as error:
         raise InputError(f"{option}={name} is no folder, and {error}") from error
     key = next((key for key in KEYS if key in info.features), None)
-    require(
-        key is not None and {"image", "label"} <= info.features.keys(),
-        f"{option}={name}: of a TFDS dataset, the features image, label and one of "
-        f"{', '.join(KEYS)} are needed; it has {', '.join(info.features)}",
-    )
+    if key is None or not {"image", "label"} <= info.features.keys():
+        raise InputError(
+            f"{option}={name}: of a TFDS dataset, the features image, label and one of "
+            f"{', '.join(KEYS)} are needed; it has {', '.join(info.features)}"
+        )
     if splits is None:
         scored = next((split for split in ("test", "validation") if split in info.splits), None)
         splits = ("train", scored) if scored else ("train",)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from etils import epy
 
@@ -16,7 +16,7 @@ with epy.lazy_imports():
 
     from refilled_tf.experiment import config
     from refilled_tf.experiment import run as runs
-    from refilled_tf.models import embedding_files, keras_files, networks, onnx_files
+    from refilled_tf.models import embedding_files, keras_files, onnx_files
 
 IMAGENET = "imagenet:"
 ACCEPTED = (
@@ -61,7 +61,7 @@ def parse(spec: str, trusted: bool = False, **options: str | None) -> Teacher:
     Raises:
         InputError: there is no such teacher, or an option that it does not take.
     """
-    given = {name: value for name, value in options.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     if "input_size" in given:
         given["input_size"] = _pixels(given["input_size"])
     kind, what, taken = _locate(spec)
@@ -93,7 +93,7 @@ def cost(teacher: Teacher) -> str | None:
     Args:
         teacher: what `parse` gave.
     """
-    if not networks.looks_up(teacher):
+    if not isinstance(teacher, embedding_files.EmbeddingFile):
         return None
     return (
         f"--teacher={teacher.file} knows each image as it is, and none of its crops and flips: all "

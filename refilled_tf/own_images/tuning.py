@@ -65,6 +65,7 @@ def run(
     gin_file = folder.with_name(f"{folder.name}.gin")
     storage.write_text(gin_file, text)
     row = config.load_text(text).rows[-1]
+    assert isinstance(row, Stage), "the last row is the student"
     chain = chain_of(row)
     ranges = ranges_of(chain)
     trials: list[TuningTrial] = []

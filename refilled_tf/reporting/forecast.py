@@ -42,15 +42,16 @@ class Forecast:
 
     def minutes(self, spec: experiment.Row) -> float | None:
         """Returns how long a stage or row takes, in minutes; None where nobody knows."""
-        costs = None
-        if isinstance(spec, Stage) and spec.recipe is not None:
-            costs = self._costs.get(_kind(spec.settings()))
-        if costs is None:
-            return self._measured.get(spec.name)
-        index, recipe = read_index(spec.task.data.source, self._run.data_dir), spec.recipe
-        images = len(select(spec.task, index).train)
-        seen = _seen(recipe.steps, recipe.batch_size, recipe.epochs, images)
-        return statistics.median(costs) * recipe.cycles * seen / 60
+        if (
+            isinstance(spec, Stage)
+            and (recipe := spec.recipe)
+            and (costs := self._costs.get(_kind(spec.settings())))
+        ):
+            index = read_index(spec.task.data.source, self._run.data_dir)
+            images = len(select(spec.task, index).train)
+            seen = _seen(recipe.steps, recipe.batch_size, recipe.epochs, images)
+            return statistics.median(costs) * recipe.cycles * seen / 60
+        return self._measured.get(spec.name)
 
     def table(self, specs: Sequence[tuple[experiment.Row, int]]) -> str:
         """Lists what is to be finished, each with the number of experiments that share it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,9 @@ def render(template: str, **values: Any) -> str:
     return _TEMPLATES.get_template(template).render(inline=inline, **values)
 
 
-def write_table(folder: Path, facts: dict[str, str], grid: Grid, settings: dict[str, str]) -> None:
+def write_table(
+    folder: Path, facts: dict[str, str], grid: Grid, settings: Mapping[str, str]
+) -> None:
     """Writes table1.md and table1.html, and table1.json for the report, into a folder table1.
 
     Args:
@@ -91,7 +94,7 @@ def write_table(folder: Path, facts: dict[str, str], grid: Grid, settings: dict[
         }
         for method in grid.methods
     ]
-    content = {"columns": grid.columns, "lines": lines, "missing": grid.missing}
+    content: dict[str, Any] = {"columns": grid.columns, "lines": lines, "missing": grid.missing}
     content |= {"note": note, "has_paper": has_paper, "spread": spread}
     content |= {"reference": grid.reference, "differences": differences}
     content |= {"costs": tables.costs(grid), "costs_of": tables.COSTS}

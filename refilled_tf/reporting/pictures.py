@@ -27,7 +27,8 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
 MARKERS = "osD^vP*X<>hd"
-COLORS = (*plt.cm.tab20.colors[::2], *plt.cm.tab20.colors[1::2])  # strong ones first
+_TAB20 = matplotlib.color_sequences["tab20"]
+COLORS = (*_TAB20[::2], *_TAB20[1::2])  # strong ones first
 RIGHT, WRONG = "tab:green", "tab:red"
 LONGEST = 12  # of a class's name, in letters
 DASHES = ("--", ":", "-.")
@@ -163,7 +164,12 @@ def save_embeddings(path: Path, title: str, stages: Sequence[Stage], run: Run) -
             flat = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(embedding)
             for label in np.unique(examples.labels):
                 mine = examples.labels == label
-                plot.scatter(*flat[mine].T, s=9, color=plt.cm.tab10(label), label=names[label])
+                plot.scatter(
+                    *flat[mine].T,
+                    s=9,
+                    color=matplotlib.colormaps["tab10"](label),
+                    label=names[label],
+                )
             plot.set_title("Teacher" if stage in stages[-1].teachers else stage.method)
             plot.set_xticks([])
             plot.set_yticks([])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def save_shots_picture(path: Path, rows: list[dict[str, Any]]) -> None:
     plt.close(figure)
 
 
-def markdown(header: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
+def markdown(header: tuple[str, ...], lines: Sequence[tuple[str, ...]]) -> str:
     """Lays a table out in Markdown; the first column to the left, the others to the right."""
     # The rule takes two characters, in a first column three.
     widths = [max(3, *(len(line[i]) for line in [header, *lines])) for i in range(len(header))]

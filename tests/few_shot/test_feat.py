@@ -83,7 +83,7 @@ def test_losses(head):
     images = _episodes(2)
     embedding = tf.constant(images.reshape(-1, SIZE), tf.float32)
     labels = tf.zeros(len(embedding), tf.int32)
-    batch = GlobalBatch(labels, {"embedding": embedding}, None, None, tf.constant(0.0), head=head)
+    batch = GlobalBatch(labels, {"embedding": embedding}, {}, {}, tf.constant(0.0), head=head)
     loss, parts = OBJECTIVE(batch)
     query, contrastive, accuracy = np.mean([_reference(head, task) for task in images], axis=0)
     assert float(parts["query_loss"]) == pytest.approx(query, rel=1e-4)

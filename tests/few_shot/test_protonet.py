@@ -21,7 +21,7 @@ OBJECTIVE = ProtoNet(WAYS, SHOTS, QUERIES, temperature=2.0)
 
 def _batch(embedding):
     labels = tf.zeros(embedding.shape[0], tf.int32)  # the order says which class is which
-    return GlobalBatch(labels, {"embedding": embedding}, None, None, tf.constant(0.0))
+    return GlobalBatch(labels, {"embedding": embedding}, {}, {}, tf.constant(0.0))
 
 
 def _episode(tasks):

@@ -76,7 +76,7 @@ def test_halves_of_these_tasks_have_another_gradient(name):
         with tf.GradientTape() as tape:
             labels = tf.zeros(len(outputs), tf.int32)  # the order says which class is which
             batch = base.GlobalBatch(
-                labels, {"embedding": embedding}, None, None, tf.constant(0.0), head=head
+                labels, {"embedding": embedding}, {}, {}, tf.constant(0.0), head=head
             )
             loss, _ = objective(batch)
         return tape.gradient(loss, embedding).numpy()

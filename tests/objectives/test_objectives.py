@@ -70,14 +70,14 @@ def _evaluate(objective, fitted=None, adapted=None):
     student = {"embedding": tf.constant(STUDENT)}
     if objective.classifies:
         student["logits"] = tf.constant(LOGITS)
-    teacher = {"embedding": tf.constant(TEACHER)} if objective.needs_teacher else None
+    teacher = {"embedding": tf.constant(TEACHER)} if objective.needs_teacher else {}
     if objective.shares_classes:
         teacher["logits"] = tf.constant(TEACHER_LOGITS)
     for name in objective.features:
         student[name] = tf.constant(STUDENT_FEATURES[name])
         teacher[name] = tf.constant(TEACHER_FEATURES[name])
     epoch = tf.constant(float(EPOCH))
-    batch = GlobalBatch(tf.constant(LABELS), student, teacher, fitted or {}, epoch, adapted)
+    batch = GlobalBatch(tf.constant(LABELS), student, teacher, fitted or {}, epoch, adapted or {})
     loss, parts = objective(batch)
     assert tuple(parts) == objective.parts
     return float(loss), {name: float(value) for name, value in parts.items()}
@@ -300,7 +300,7 @@ def _pooled(objective, fitted, adapted=None):
     teacher = {"embedding": tf.constant(TEACHER)}
     rows = tf.constant(ROWS)
     batch = GlobalBatch(
-        tf.constant(PARTLY), student, teacher, fitted, tf.constant(0.0), adapted, rows=rows
+        tf.constant(PARTLY), student, teacher, fitted, tf.constant(0.0), adapted or {}, rows=rows
     )
     loss, parts = objective(batch)
     assert tuple(parts) == objective.parts
@@ -314,7 +314,7 @@ def _cross_entropy_of_labelled():
 
 def test_labelled_part_of_a_batch():
     outputs = {"embedding": tf.constant(STUDENT)}
-    batch = GlobalBatch(tf.constant(PARTLY), outputs, None, {}, tf.constant(0.0), rows=ROWS)
+    batch = GlobalBatch(tf.constant(PARTLY), outputs, {}, {}, tf.constant(0.0), rows=ROWS)
     part = batch.labelled
     np.testing.assert_array_equal(part.labels, [0, 2, 1, 4])
     np.testing.assert_array_equal(part.student["embedding"], STUDENT[[0, 2, 4, 6]])
