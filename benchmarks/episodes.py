@@ -17,7 +17,7 @@ import statistics
 import time
 from collections.abc import Callable
 
-import refilled_tf  # noqa: F401  # isort: skip  # before TensorFlow, which it sets up
+import refilled_tf.models  # noqa: F401  # isort: skip  # TensorFlow without its notices
 import numpy as np
 import tensorflow as tf
 from absl import flags

@@ -22,9 +22,7 @@ with epy.lazy_imports():
     from export import micro_model
     from refilled_tf.models import cost, mobilenet, networks
 
-_WIDTHS = flags.DEFINE_list("widths", [".1", ".25", ".5"], "Width multipliers.")
-_SIZES = flags.DEFINE_list("sizes", ["48", "64", "96"], "Sides of the images in pixels.")
-_GREY = flags.DEFINE_bool("grey", False, "Whether images have one channel.")
+FLAGS = flags.FLAGS
 
 IMAGES = 32
 # MobileNet v1 of width .25 on 96×96 pixels in colour, for two classes. Not measured here: the
@@ -78,12 +76,16 @@ def main(_: list[str]) -> None:
     """Prints the table."""
     print(f"| {' | '.join(HEADER)} |")
     print("| --- | ---: | ---: | ---: | ---: | --- |")
-    for width in _WIDTHS.value:
-        for size in _SIZES.value:
-            cells = measure(float(width), int(size), _GREY.value)
+    for width in FLAGS.widths:
+        for size in FLAGS.sizes:
+            cells = measure(float(width), int(size), FLAGS.grey)
             print(f"| {' | '.join(cells)} |", flush=True)
     print(f"| {' | '.join(REFERENCE)} |")
 
 
+# Here, so that the module can be imported beside others with flags of these names.
 if __name__ == "__main__":
+    flags.DEFINE_list("widths", [".1", ".25", ".5"], "Width multipliers.")
+    flags.DEFINE_list("sizes", ["48", "64", "96"], "Sides of the images in pixels.")
+    flags.DEFINE_bool("grey", False, "Whether images have one channel.")
     run_main(main)

@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import refilled_tf.models  # noqa: F401  # isort: skip  # TensorFlow without its notices
 import tensorflow as tf
 from absl import flags
 

@@ -29,7 +29,7 @@ import statistics
 import sys
 from collections.abc import Iterable
 
-import refilled_tf  # noqa: F401  # isort: skip  # before TensorFlow, which it sets up
+import refilled_tf.models  # noqa: F401  # isort: skip  # TensorFlow without its notices
 import numpy as np
 import tensorflow as tf
 from absl import flags

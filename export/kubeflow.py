@@ -19,19 +19,6 @@ from refilled_tf.common.entry import command_line, no_arguments, run_main
 from refilled_tf.common.errors import require
 
 FLAGS = flags.FLAGS
-flags.DEFINE_multi_string("gin_file", [], "As refilled_tf.train takes it; must be in the image.")
-flags.DEFINE_multi_string("gin_param", [], "As refilled_tf.train takes it.")
-flags.DEFINE_integer("workers", 2, "How many machines train together.", lower_bound=1)
-flags.DEFINE_integer("gpus", 1, "NVIDIA GPUs of each.", lower_bound=0)
-flags.DEFINE_string("cpu", "4", "Cores that each asks for.")
-flags.DEFINE_string("memory", "16Gi", "Memory that each asks for.")
-flags.DEFINE_string("image", None, "The container image that has refilled_tf.", required=True)
-flags.DEFINE_string("claim", None, "The PersistentVolumeClaim that all share.", required=True)
-flags.DEFINE_string("mount", "/shared", "Where the claim is mounted.")
-flags.DEFINE_string("work_dir", None, "Where results go, beneath --mount.", required=True)
-flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS datasets; TFDS's own if unset.")
-flags.DEFINE_string("name", None, "Of the job; the first gin file's if unset.")
-flags.DEFINE_string("output", "tfjob.yaml", "The file to write.")
 
 # Pods are called NAME-worker-NUMBER, and may be called by 63 characters.
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,48}[a-z0-9])?")
@@ -155,5 +142,21 @@ def main(_: list[str]) -> None:
     print(f"{job_name()}: {FLAGS.workers} workers, in {output}")
 
 
+# Here, so that the module can be imported beside others with flags of these names.
 if __name__ == "__main__":
+    flags.DEFINE_multi_string(
+        "gin_file", [], "As refilled_tf.train takes it; must be in the image."
+    )
+    flags.DEFINE_multi_string("gin_param", [], "As refilled_tf.train takes it.")
+    flags.DEFINE_integer("workers", 2, "How many machines train together.", lower_bound=1)
+    flags.DEFINE_integer("gpus", 1, "NVIDIA GPUs of each.", lower_bound=0)
+    flags.DEFINE_string("cpu", "4", "Cores that each asks for.")
+    flags.DEFINE_string("memory", "16Gi", "Memory that each asks for.")
+    flags.DEFINE_string("image", None, "The container image that has refilled_tf.", required=True)
+    flags.DEFINE_string("claim", None, "The PersistentVolumeClaim that all share.", required=True)
+    flags.DEFINE_string("mount", "/shared", "Where the claim is mounted.")
+    flags.DEFINE_string("work_dir", None, "Where results go, beneath --mount.", required=True)
+    flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS datasets; TFDS's own if unset.")
+    flags.DEFINE_string("name", None, "Of the job; the first gin file's if unset.")
+    flags.DEFINE_string("output", "tfjob.yaml", "The file to write.")
     run_main(main, check)

@@ -20,17 +20,6 @@ with epy.lazy_imports():
     from export import micro_files, trained
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("work_dir", None, "The folder of a training.", required=True)
-flags.DEFINE_string("output_dir", None, "A new folder for the files.", required=True)
-flags.DEFINE_string("stage", None, "The stage to export; if unset, as export.saved_model chooses.")
-flags.DEFINE_integer(
-    "task", None, "Where --stage is a row of few-shot learning: the task to learn, from 0 on."
-)
-flags.DEFINE_integer(
-    "image_size", None, "Side in pixels of what the network sees; if unset, that of its training."
-)
-flags.DEFINE_bool("grey", False, "Whether it sees images in shades of grey, of one channel.")
-flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS datasets; TFDS's own if unset.")
 
 SUMMARY = """
 {bytes:,} bytes of network, {arena_bytes:,} of arena
@@ -70,5 +59,21 @@ def main(_: list[str]) -> None:
     print(f"{model.stage.name} ({model.stage.method}) is exported to {output_dir}")
 
 
+# Here, so that the module can be imported beside others with flags of these names.
 if __name__ == "__main__":
+    flags.DEFINE_string("work_dir", None, "The folder of a training.", required=True)
+    flags.DEFINE_string("output_dir", None, "A new folder for the files.", required=True)
+    flags.DEFINE_string(
+        "stage", None, "The stage to export; if unset, as export.saved_model chooses."
+    )
+    flags.DEFINE_integer(
+        "task", None, "Where --stage is a row of few-shot learning: the task to learn, from 0 on."
+    )
+    flags.DEFINE_integer(
+        "image_size",
+        None,
+        "Side in pixels of what the network sees; if unset, that of its training.",
+    )
+    flags.DEFINE_bool("grey", False, "Whether it sees images in shades of grey, of one channel.")
+    flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS datasets; TFDS's own if unset.")
     run_main(main, check)

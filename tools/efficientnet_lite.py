@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-import refilled_tf  # noqa: F401  # isort: skip  # before TensorFlow, which it sets up
+import refilled_tf.models  # noqa: F401  # isort: skip  # TensorFlow without its notices
 import numpy as np
 import tensorflow as tf
 import torch
