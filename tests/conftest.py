@@ -86,7 +86,6 @@ STACK = (
     "export/serving/test_manager.py",
     "export/serving/test_serve.py",
     "export/test_c_api.py",
-    "export/test_microcontroller.py",
     "export/test_saved_model.py",
     "export/test_tflite.py",
 )
