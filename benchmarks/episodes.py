@@ -50,8 +50,7 @@ HEADER = ("learner", "shots", "batched, tasks/s", "loop, tasks/s", "batched / lo
 FLAGS = flags.FLAGS
 
 
-def main(argv: list[str]) -> None:
-    require(len(argv) == 1, f"unexpected argument {argv[1:]}; every option is a --flag")
+def main(_: list[str]) -> None:
     unknown = sorted(set(FLAGS.learners) - set(LEARNERS))
     require(not unknown, f"--learners: {', '.join(unknown)}; there are {', '.join(LEARNERS)}")
     tf.keras.utils.set_random_seed(0)

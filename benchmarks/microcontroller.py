@@ -16,15 +16,13 @@ from etils import epy
 from refilled_tf.common.entry import run_main
 
 with epy.lazy_imports():
-    import numpy as np
     import tensorflow as tf
 
-    from export import micro_model
+    from export import micro_model, micro_targets
     from refilled_tf.models import cost, mobilenet, networks
 
 FLAGS = flags.FLAGS
 
-IMAGES = 32
 # MobileNet v1 of width .25 on 96×96 pixels in colour, for two classes. Not measured here: the
 # length of the file is that in https://github.com/mlcommons/tiny (vww_model_data.cc), the arena
 # what tflite-micro on a PC was said to take for it. It calculates what the same network does here.
@@ -39,20 +37,14 @@ HEADER = ["width", "pixels", "arena, bytes", "file, bytes", "million MACs", "ope
 def measure(width: float, size: int, grey: bool) -> list[str]:
     """Returns a network's row of the table."""
     tf.keras.utils.set_random_seed(0)
-    # With a momentum of 0 the statistics are those of the one batch.
-    network = networks.classifier(
-        mobilenet.MobileNet(width=width, batch_norm_momentum=0.0), size, 2
-    )
-    images = np.random.default_rng(0).integers(0, 256, (IMAGES, size, size, 3), np.uint8)
-    network(tf.constant(images, tf.float32), training=True)
-    rewritten = micro_model.rewritten(network, grey)
-    model = micro_model.convert(rewritten, micro_model.as_seen(images, size, size, grey))
+    network = networks.classifier(mobilenet.MobileNet(width=width), size, 2)
+    model = micro_targets.quantized(network, grey)
     return row(
         width,
         size,
         micro_model.arena_bytes(model),
         len(model),
-        cost.cost_of(rewritten.network).multiplications,
+        cost.cost_of(micro_model.rewritten(network, grey).network).multiplications,
         micro_model.operators(model),
     )
 

@@ -35,8 +35,7 @@ HEADER = ("clients", "server", "requests/s", "p50, ms", "p99, ms")
 FLAGS = flags.FLAGS
 
 
-def main(argv: list[str]) -> None:
-    require(len(argv) == 1, f"unexpected argument {argv[1:]}; every option is a --flag")
+def main(_: list[str]) -> None:
     request = http_request(Path(FLAGS.image).read_bytes())
     loads = ", ".join(f"{load:.1f}" for load in os.getloadavg())
     print(

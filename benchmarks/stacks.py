@@ -29,8 +29,7 @@ PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 FLAGS = flags.FLAGS
 
 
-def main(argv: list[str]) -> None:
-    require(len(argv) == 1, f"unexpected argument {argv[1:]}; every option is a --flag")
+def main(_: list[str]) -> None:
     require_known("networks", FLAGS.networks, PAIRS)
     require_known("steps", FLAGS.steps, OBJECTIVES)
     require_known("precisions", FLAGS.precisions, PRECISIONS)

@@ -100,8 +100,7 @@ CLASSES = 100
 FLAGS = flags.FLAGS
 
 
-def main(argv: list[str]) -> None:
-    require(len(argv) == 1, f"unexpected argument {argv[1:]}; every option is a --flag")
+def main(_: list[str]) -> None:
     require_known("networks", FLAGS.networks, PAIRS)
     require_known("steps", FLAGS.steps or [], OBJECTIVES)
     if FLAGS.serve:

@@ -81,11 +81,7 @@ def candidates() -> list[tuple[float, int]]:
 def measured(network: tf.keras.Model, width: float) -> Fit:
     """Quantises a fresh classifier, runs it by tflite-micro, and prints what it needs."""
     image_size = network.input_shape[1]
-    noise = np.random.default_rng(0).integers(0, 256, (8, image_size, image_size, 3), np.uint8)
-    # Without statistics of any images its activations are too small for integers.
-    for _ in range(_STEPS):
-        network(tf.cast(noise, tf.float32), training=True)
-    model = micro_model.convert(micro_model.rewritten(network), noise)
+    model = quantized(network)
     ram = micro_files.reserved(micro_model.arena_bytes(model))
     print(
         f"width {width} at {image_size}×{image_size}: {len(model) / 1024:,.0f} kB of flash, "
@@ -93,3 +89,19 @@ def measured(network: tf.keras.Model, width: float) -> Fit:
         flush=True,
     )
     return Fit(width, image_size, len(model), ram)
+
+
+def quantized(network: tf.keras.Model, grey: bool = False) -> bytes:
+    """Returns a fresh classifier as a .tflite file, as large as when it has learnt something.
+
+    Args:
+        network: pixels [B, S, S, 3] to {"embedding", "logits"}; its batch norm's statistics change.
+        grey: whether the file's images have one channel.
+    """
+    size = network.input_shape[1]
+    noise = np.random.default_rng(0).integers(0, 256, (8, size, size, 3), np.uint8)
+    # Without statistics of any images its activations are too small for integers.
+    for _ in range(_STEPS):
+        network(tf.cast(noise, tf.float32), training=True)
+    seen = micro_model.as_seen(noise, size, size, grey)
+    return micro_model.convert(micro_model.rewritten(network, grey), seen)

@@ -30,9 +30,8 @@ LOWEST_ACCURACY = 0.6  # of what is pushed; a guess has 0.2
 LABEL = "image/class/label"
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Runs the pipeline and says where the model is."""
-    require(len(argv) == 1, f"unexpected argument {argv[1:]}; every option is a --flag")
     folder = Path(FLAGS.output_dir).resolve()
     base = folder / "pushed"
     before = versions.existing(base)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -75,7 +76,7 @@ def check_names(files: Sequence[str | Path], params: Sequence[str] = ()) -> None
     statements = [each for path in files for each in _statements(path)]
     for param in params:
         statements += _parsed(param, f"--gin_param={param}")
-    known = registered(PACKAGE.rglob("*.py"))
+    known = _of_project()
     others = any(_is(what, "Import") for _, what in statements)
     macros = {what.selector for _, what in statements if _is(what, "Binding") and not what.arg_name}
     for where, what in statements:
@@ -94,6 +95,11 @@ def check_names(files: Sequence[str | Path], params: Sequence[str] = ()) -> None
                 require(not missing, f"{where}: nothing sets %{reference.name}")
             elif not others:
                 _require_name(where, reference.name, known)
+
+
+@functools.cache
+def _of_project() -> dict[str, frozenset[str] | None]:
+    return registered(PACKAGE.rglob("*.py"))
 
 
 def registered(paths: Iterable[Path]) -> dict[str, frozenset[str] | None]:
