@@ -21,13 +21,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from absl import flags
 
 from benchmarks.training import line
 from refilled_tf.common.entry import run_main
-from refilled_tf.common.errors import InputError, require
+from refilled_tf.common.errors import InputError
 
 WAYS = {"one by one": "--noenable_batching", "batches": "--enable_batching"}
 HEADER = ("clients", "server", "requests/s", "p50, ms", "p99, ms")
@@ -105,23 +106,55 @@ def http_request(image: bytes) -> bytes:
 
 async def ask(port: int, request: bytes, clients: int) -> list[float]:
     """Asks for as long as a round lasts; returns how long each answer took, in seconds."""
-    taken = []
-    end = time.perf_counter() + FLAGS.seconds
+    loop, end = asyncio.get_running_loop(), time.perf_counter() + FLAGS.seconds
+    asking = []
+    for _ in range(clients):
+        _, client = await loop.create_connection(lambda: _Client(request, end), "127.0.0.1", port)
+        asking.append(client)
+    return [seconds for client in asking for seconds in await client.done]
 
-    # Bare streams: a client library would need as much of the processor as the server.
-    async def client():
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        while (start := time.perf_counter()) < end:
-            writer.write(request)
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
-            await reader.readexactly(int(length[1]))
-            require(head.startswith(b"HTTP/1.1 200 "), f"the server answers {head[:40]}")
-            taken.append(time.perf_counter() - start)
-        writer.close()
 
-    await asyncio.gather(*(client() for _ in range(clients)))
-    return taken
+class _Client(asyncio.Protocol):
+    """Sends a request over and over. A library's client would need as much of the processor as the
+    server.
+
+    Attributes:
+        done: how long each answer took.
+    """
+
+    def __init__(self, request: bytes, end: float):
+        self.done: asyncio.Future[list[float]] = asyncio.get_running_loop().create_future()
+        self._request = request
+        self._end = end
+        self._taken: list[float] = []
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._ask()
+
+    def data_received(self, data: bytes) -> None:
+        self._answer += data
+        head, _, body = self._answer.partition(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
+        if length is None or len(body) < int(length[1]):
+            return
+        self._taken.append(time.perf_counter() - self._start)
+        if not head.startswith(b"HTTP/1.1 200 "):
+            self.done.set_exception(InputError(f"the server answers {self._answer!r:.200}"))
+            self._transport.close()
+        elif time.perf_counter() < self._end:
+            self._ask()
+        else:
+            self.done.set_result(self._taken)
+            self._transport.close()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self.done.done():
+            self.done.set_exception(InputError("the server has hung up"))
+
+    def _ask(self) -> None:
+        self._answer, self._start = b"", time.perf_counter()
+        self._transport.write(self._request)
 
 
 # Here, so that the module can be imported beside others with flags of these names.

@@ -50,6 +50,12 @@ flags.DEFINE_bool("enable_batching", True, "Whether requests that arrive togethe
 flags.DEFINE_string(
     "batching_parameters_file", None, "How; EXPORT_DIR/server/batching.config if unset."
 )
+flags.DEFINE_integer(
+    "tensorflow_intra_op_parallelism",
+    1,
+    "The threads of one operation. More of them answer the lone caller of a large network sooner.",
+    1,
+)
 flags.DEFINE_float("grace_seconds", 30.0, "How long requests may go on after SIGTERM.", 0.0)
 
 SWITCH_SECONDS = 0.0005
@@ -81,7 +87,13 @@ async def _serve() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     limits = model.Limits(FLAGS.max_batch_size, FLAGS.max_request_pixels)
-    versions = manager.Manager(Path(FLAGS.export_dir), FLAGS.model_name, limits, _batching())
+    versions = manager.Manager(
+        Path(FLAGS.export_dir),
+        FLAGS.model_name,
+        limits,
+        _batching(),
+        FLAGS.tensorflow_intra_op_parallelism,
+    )
     memory = bodies.Memory(FLAGS.max_memory_bytes)
     connections = _connections()
     settings = rest.Settings(

@@ -241,8 +241,9 @@ def _tensor(value: Any, dtype: tf.DType, name: str) -> TensorProto:
     # As objects: numpy's own strings lose zero bytes at their end, and true would count as 1.
     leaves = np.array(value, object)
     if dtype == tf.string:
-        strings = np.array([_bytes(leaf, f"input {name!r}") for leaf in leaves.flat], object)
-        return tf.make_tensor_proto(strings, dtype, leaves.shape)
+        strings = [_bytes(leaf, f"input {name!r}") for leaf in leaves.flat]
+        shape = tf.TensorShape(leaves.shape).as_proto()
+        return TensorProto(dtype=dtype.as_datatype_enum, tensor_shape=shape, string_val=strings)
     kinds = set(map(type, leaves.flat))
     require_valid(list not in kinds, f"input {name!r} has lists of different lengths")
     require_valid(

@@ -76,7 +76,7 @@ class Manager:
     time has passed.
     """
 
-    def __init__(self, base: Path, name: str, limits: Limits, batching: Batching):
+    def __init__(self, base: Path, name: str, limits: Limits, batching: Batching, threads: int = 1):
         """Starts with no version.
 
         Args:
@@ -84,11 +84,13 @@ class Manager:
             name: of the model in addresses.
             limits: what a request may hold.
             batching: how requests are joined.
+            threads: of one operation.
         """
         self._base = base
         self.name = name
         self._limits = limits
         self._batching = batching
+        self._threads = threads
         self._versions: dict[int, Version] = {}
         self._labels: dict[str, int] = {}
 
@@ -218,7 +220,8 @@ class Manager:
                 return False
         status = State(version=number, state=State.LOADING, status=StatusProto())
         version = self._versions[number] = Version(folder, status, tried=(looks, now))
-        arguments = (folder, number, self.name, self._limits, self._batching.allowed_batch_sizes)
+        sizes = self._batching.allowed_batch_sizes
+        arguments = (folder, number, self.name, self._limits, sizes, self._threads)
         try:
             model = await asyncio.to_thread(Model, *arguments)
         except Exception as error:  # as many kinds as a folder can be broken in

@@ -76,7 +76,13 @@ class Model:
     """
 
     def __init__(
-        self, folder: Path, version: int, name: str, limits: Limits, batch_sizes: Sequence[int] = ()
+        self,
+        folder: Path,
+        version: int,
+        name: str,
+        limits: Limits,
+        batch_sizes: Sequence[int] = (),
+        threads: int = 1,
     ):
         """Loads a version.
 
@@ -86,6 +92,7 @@ class Model:
             name: of the model in addresses and answers.
             limits: what a request may hold.
             batch_sizes: to which batches are filled up, ascending; as they are if empty.
+            threads: of one operation. The first model of a process decides for all.
 
         Raises:
             Exception: whatever TensorFlow finds wrong with the folder.
@@ -94,7 +101,12 @@ class Model:
         self._spec = {"name": name, "version": {"value": version}}
         self._limits = limits
         self._batch_sizes = batch_sizes
-        self._session = tf.compat.v1.Session(graph=tf.Graph())
+        # A run stays in its caller's thread: to hand the operations of a small network from thread
+        # to thread takes longer than to compute them.
+        config = tf.compat.v1.ConfigProto(
+            intra_op_parallelism_threads=threads, inter_op_parallelism_threads=-1
+        )
+        self._session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
         try:
             self._load(folder)
         except BaseException:
