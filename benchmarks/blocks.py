@@ -16,18 +16,19 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _ANSWER = "answer: "  # libraries print to stdout too
 
 
-def serve(step: Callable[[], float], parameters: int) -> None:
+def serve(step: Callable[[], float], parameters: int, steps_a_call: int = 1) -> None:
     """Prints `parameters`, then for every number n on stdin the seconds that n steps take.
 
     Args:
         step: takes a step and returns its loss, which is read after a block's last step, so that
             no work is left behind.
         parameters: number of weights under training, by which networks are compared.
+        steps_a_call: how many `step` takes at once; every n is a multiple of it.
     """
     print(f"{_ANSWER}{parameters}", flush=True)
     for line in sys.stdin:
         start = time.perf_counter()
-        for _ in range(int(line)):
+        for _ in range(int(line) // steps_a_call):
             loss = step()
         float(loss)
         print(f"{_ANSWER}{time.perf_counter() - start}", flush=True)

@@ -3,10 +3,12 @@ r"""Images a second of full training steps with several Pythons, such as those o
     make test PYTHON=python3.11 VENV=.venv-3.11 TESTS=tests/test_environment.py
     python -m benchmarks.stacks --pythons=.venv-3.11/bin/python,.venv/bin/python
     python -m benchmarks.stacks --pythons=.venv/bin/python --precisions=float32,mixed_bfloat16
+    python -m benchmarks.stacks --pythons=.venv/bin/python --levers=none,xla,lone_operations
 
-The steps are those of benchmarks.training. Every Python does them with every precision, in a
-process each; these take turns block by block. What is printed comes from the median block; behind
-it stands how many times as fast it is as the first column, turn by turn: median, least and most.
+The steps are those of benchmarks.training. Every Python does them with every precision and every
+lever, in a process each; these take turns block by block. What is printed comes from the median
+block; behind it stands how many times as fast it is as the first column, turn by turn: median,
+least and most.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import subprocess
 from absl import flags
 
 from benchmarks import blocks
-from benchmarks.training import OBJECTIVES, PAIRS, line, require_known
+from benchmarks.training import LEVERS, OBJECTIVES, PAIRS, STEPS_A_CALL, line, require_known
 from refilled_tf.common.entry import run_main
 from refilled_tf.common.errors import require
 
@@ -33,12 +35,23 @@ def main(_: list[str]) -> None:
     require_known("networks", FLAGS.networks, PAIRS)
     require_known("steps", FLAGS.steps, OBJECTIVES)
     require_known("precisions", FLAGS.precisions, PRECISIONS)
+    require_known("levers", FLAGS.levers, LEVERS)
+    require(
+        FLAGS.block % STEPS_A_CALL == 0 or "ten_steps_a_call" not in FLAGS.levers,
+        f"--block={FLAGS.block} is no multiple of {STEPS_A_CALL}, as ten_steps_a_call wants",
+    )
     variants = {
-        f"{tensorflow(python)} {precision}": (python, precision)
+        " ".join([tensorflow(python), precision, *([lever] if lever != "none" else [])]): [
+            python,
+            *("-m", "benchmarks.training", "--serve"),
+            f"--precision={precision}",
+            f"--lever={lever}",
+        ]
         for python in FLAGS.pythons
         for precision in FLAGS.precisions
+        for lever in FLAGS.levers
     }
-    count = len(FLAGS.pythons) * len(FLAGS.precisions)
+    count = len(FLAGS.pythons) * len(FLAGS.precisions) * len(FLAGS.levers)
     require(len(variants) == count, f"--pythons={','.join(FLAGS.pythons)}: two of one TensorFlow")
     loads = ", ".join(f"{load:.1f}" for load in os.getloadavg())
     print(
@@ -64,17 +77,14 @@ def tensorflow(python: str) -> str:
     return run.stdout.strip()
 
 
-def measure(
-    network: str, step: str, variants: dict[str, tuple[str, str]]
-) -> dict[str, list[float]]:
-    """Returns the seconds of every block, by name of (Python, precision)."""
+def measure(network: str, step: str, variants: dict[str, list[str]]) -> dict[str, list[float]]:
+    """Returns the seconds of every block, by name of the command that serves it."""
     options = [f"--networks={network}", f"--steps={step}"]
     options += [f"--batch_size={FLAGS.batch_size}", f"--threads={FLAGS.threads}"]
-    serve = ["-m", "benchmarks.training", "--serve", *options]
     with contextlib.ExitStack() as stack:
         workers = {
-            name: stack.enter_context(blocks.Worker([python, *serve, f"--precision={precision}"]))
-            for name, (python, precision) in variants.items()
+            name: stack.enter_context(blocks.Worker([*command, *options]))
+            for name, command in variants.items()
         }
         return blocks.alternate(workers, FLAGS.block, FLAGS.repeats)
 
@@ -101,6 +111,7 @@ def cells(seconds: dict[str, list[float]], images: int) -> list[str]:
 if __name__ == "__main__":
     flags.DEFINE_list("pythons", None, "Paths or names, the first to compare with.", required=True)
     flags.DEFINE_list("precisions", ["float32"], f"Of {', '.join(PRECISIONS)}.")
+    flags.DEFINE_list("levers", ["none"], f"Of {', '.join(LEVERS)}.")
     flags.DEFINE_list("networks", ["mobilenet_25", "wrn_16_1"], f"Of {', '.join(PAIRS)}.")
     flags.DEFINE_list("steps", ["student", "stage 1", "stage 2"], f"Of {', '.join(OBJECTIVES)}.")
     flags.DEFINE_integer("batch_size", 64, "Images a step.", lower_bound=1)

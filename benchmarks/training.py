@@ -93,6 +93,9 @@ METHODS = {
 }
 OBJECTIVES = STAGES | METHODS
 METHODS_ON = "wrn_16_1"
+# What may make steps faster, each alone.
+LEVERS = ("none", "xla", "lone_operations", "ten_steps_a_call")
+STEPS_A_CALL = 10
 IN_TORCH = ("student", "stage 1", "stage 2", "KD")
 HEADER = ("network", "step", "ours", "torch", "ours / torch", "of student")
 CLASSES = 100
@@ -193,7 +196,8 @@ def _described(pair: Pair, step: str) -> dict:
 
 def _serve(pair: Pair, step: str) -> None:
     """Takes steps as a training does, when asked to."""
-    tf.config.threading.set_intra_op_parallelism_threads(FLAGS.threads)
+    several = FLAGS.lever != "lone_operations"  # threads in an operation, and not only in all
+    tf.config.threading.set_intra_op_parallelism_threads(FLAGS.threads if several else 1)
     tf.config.threading.set_inter_op_parallelism_threads(FLAGS.threads)
     tf.keras.utils.set_random_seed(0)
     tf.config.experimental.enable_op_determinism()
@@ -212,14 +216,19 @@ def _serve(pair: Pair, step: str) -> None:
         else:
             student = networks.embedding_network(pair.student, size)
         learner = Learner(student, objective, teacher, weight_decay=recipe.weight_decay)
-        learner.compile(optimizer=recipe.optimizer(1))
+        steps = STEPS_A_CALL if FLAGS.lever == "ten_steps_a_call" else 1
+        learner.compile(
+            optimizer=recipe.optimizer(1),
+            jit_compile=FLAGS.lever == "xla",
+            steps_per_execution=steps,
+        )
         learner.optimizer.build(learner.trainable_variables)
 
     dataset = _augmented_batches(size) if step == "pipeline" else _one_batch(size)
     iterator = iter(strategy.distribute_datasets_from_function(lambda context: dataset))
     train_step = learner.make_train_function()
     parameters = sum(int(np.prod(w.shape)) for w in student.trainable_weights)
-    blocks.serve(lambda: train_step(iterator)["loss"], parameters)
+    blocks.serve(lambda: train_step(iterator)["loss"], parameters, steps)
 
 
 def _one_batch(size: int) -> tf.data.Dataset:
@@ -255,6 +264,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("block", 10, "Steps that are timed as one.", lower_bound=1)
     flags.DEFINE_integer("repeats", 7, "Timed blocks, after one of warming up.", lower_bound=1)
     flags.DEFINE_string("precision", "float32", "Of the student, with --serve.")
+    flags.DEFINE_enum("lever", "none", LEVERS, "What may make steps faster, with --serve.")
     flags.DEFINE_string("torch_python", ".venv-torch/bin/python", "Has torch; empty: ours alone.")
     flags.DEFINE_bool("serve", False, "Internal: time one step of one network for another process.")
     run_main(main)

@@ -57,6 +57,16 @@ def load_network(stage: Stage, run: Run) -> tf.keras.Model:
     return _load(stage, run, "model.keras")
 
 
+# Scores, trials and pictures look at the same networks.
+@functools.lru_cache(maxsize=12)
+def loaded(stage: Stage, run: Run) -> tf.keras.Model:
+    """Returns what `load_network` does, from memory if it has been asked for before.
+
+    For inference on one device: its variables are outside of any strategy.
+    """
+    return load_network(stage, run)
+
+
 def read_history(path: Path) -> dict[str, np.ndarray]:
     """Reads a stage's history.csv; an epoch that was trained again after a crash counts once."""
     with path.open(encoding="utf-8", newline="") as file:
@@ -67,8 +77,8 @@ def read_history(path: Path) -> dict[str, np.ndarray]:
     return {name: np.array([float(lines[epoch][name]) for epoch in epochs]) for name in names}
 
 
-# Rows and stages ask the same again, and a large teacher takes its time.
-@functools.lru_cache(maxsize=8)
+# Rows, stages and pictures ask the same again, and a large teacher takes its time.
+@functools.lru_cache(maxsize=16)
 def outputs(stage: Stage, run: Run, task: Task, part: str) -> dict[str, np.ndarray]:
     """Returns what a finished stage's network makes of un-augmented images.
 
@@ -88,7 +98,7 @@ def outputs(stage: Stage, run: Run, task: Task, part: str) -> dict[str, np.ndarr
     if networks.looks_up(stage.backbone):
         return {"embedding": stage.backbone.embeddings(examples.keys)}
     crops = batches.scoring_batches(examples, task.data.crop_size)
-    return networks.outputs_of(load_network(stage, run), crops)
+    return networks.outputs_of(loaded(stage, run), crops)
 
 
 def _load(stage: Stage, run: Run, file: str) -> tf.keras.Model:

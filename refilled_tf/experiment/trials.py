@@ -10,14 +10,13 @@ from typing import Any
 
 import gin
 import numpy as np
-import tensorflow as tf
 from tqdm import tqdm
 
 from refilled_tf.common import settings, storage
 from refilled_tf.common.errors import require, require_built, require_name
 from refilled_tf.common.settings import settings_of
 from refilled_tf.data.task import Task
-from refilled_tf.experiment.loading import load_head, load_network, untrained_network
+from refilled_tf.experiment.loading import load_head, loaded, untrained_network
 from refilled_tf.experiment.run import Run, check_folder, write_facts
 from refilled_tf.experiment.stage import Stage
 from refilled_tf.few_shot.base import FewShotLearner, Networks, Pool, Protocol
@@ -107,8 +106,8 @@ class Trials:
 
     def networks(self, run: Run) -> Networks:
         """Loads what the learner may know beforehand."""
-        teacher = _network(self.teacher, run) if self.teacher else None
-        return Networks(_network(self.network, run), load_head(self.network, run), teacher)
+        teacher = loaded(self.teacher, run) if self.teacher else None
+        return Networks(loaded(self.network, run), load_head(self.network, run), teacher)
 
     def score(self, run: Run) -> dict[str, Any]:
         """Scores the learner, or finds it scored.
@@ -202,8 +201,3 @@ def mean_and_interval(accuracies: np.ndarray) -> tuple[float, float]:
 @functools.lru_cache(maxsize=2)
 def _pool(protocol: Protocol, data_dir: str | None) -> Pool:
     return protocol.pool(data_dir)
-
-
-@functools.lru_cache(maxsize=4)
-def _network(stage: Stage, run: Run) -> tf.keras.Model:
-    return load_network(stage, run)

@@ -15,7 +15,7 @@ from refilled_tf.common import storage
 from refilled_tf.data import batches
 from refilled_tf.data.task import Examples, load, read_index, select
 from refilled_tf.experiment import experiment
-from refilled_tf.experiment.loading import load_network, read_history
+from refilled_tf.experiment.loading import loaded, outputs, read_history
 from refilled_tf.experiment.run import Run
 from refilled_tf.experiment.stage import Stage
 from refilled_tf.models import networks
@@ -149,7 +149,7 @@ def save_embeddings(path: Path, title: str, stages: Sequence[Stage], run: Run) -
     data = stages[-1].task
     images = load(data, run.data_dir)
     rows = np.flatnonzero(images.test.labels < CLASSES)
-    examples = _taken(images.test, rows)
+    labels = images.test.labels[rows]
     with fonts.able_to_write(images.class_names):
         names = fonts.drawable(images.class_names)
         figure, axes = plt.subplots(
@@ -157,13 +157,12 @@ def save_embeddings(path: Path, title: str, stages: Sequence[Stage], run: Run) -
         )
         figure.suptitle(f"{title}: test images of the student's classes")
         for plot, stage in zip(axes[0], stages, strict=True):
-            crops = batches.scoring_batches(examples, data.data.crop_size)
-            embedding = networks.outputs_of(load_network(stage, run), crops)["embedding"]
-            embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
+            embedding = outputs(stage, run, data, "test")["embedding"][rows]
+            embedding = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
             perplexity = min(30, (len(rows) - 1) / 3)
             flat = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(embedding)
-            for label in np.unique(examples.labels):
-                mine = examples.labels == label
+            for label in np.unique(labels):
+                mine = labels == label
                 plot.scatter(
                     *flat[mine].T,
                     s=9,
@@ -212,7 +211,7 @@ def save_answers(path: Path, stages: Sequence[Stage], run: Run) -> None:
             plot.set_axis_off()
         for line, stage in enumerate(stages):
             own = stage.task.role == task.role
-            logits = networks.outputs_of(load_network(stage, run), [crops])["logits"]
+            logits = networks.outputs_of(loaded(stage, run), [crops])["logits"]
             shown = fonts.drawable(names[line])
             below = {"y": -0.2 - 0.32 * line, "va": "top", "fontsize": 10}
             axes[0, 0].text(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 
@@ -48,6 +49,32 @@ def test_command_times_every_precision():
     assert (name, step) == ("mobilenet_25", "stage 2")
     assert float(first) > 0
     assert float(second.split(" (")[0]) > 0
+
+
+@pytest.mark.slow
+def test_command_times_levers():
+    run = commands.run(
+        "benchmarks.stacks",
+        f"--pythons={sys.executable}",
+        "--levers=none,lone_operations,ten_steps_a_call",
+        *("--networks=mobilenet_25", "--steps=student"),
+        *("--batch_size=4", "--block=10", "--repeats=1", "--threads=2"),
+        cwd=blocks.ROOT,
+    )
+    assert run.returncode == 0, run.stderr
+    header, _, row = (line for line in run.stdout.splitlines() if line.startswith("|"))
+    name = f"{tf.__version__} float32"
+    assert (
+        header == f"| network | step | {name} | {name} lone_operations | {name} ten_steps_a_call |"
+    )
+    assert all(float(cell.split(" (")[0]) > 0 for cell in row.strip("| ").split(" | ")[2:])
+
+
+def test_blocks_count_steps_not_calls(monkeypatch):
+    calls = []
+    monkeypatch.setattr(sys, "stdin", io.StringIO("20\n10\n"))
+    blocks.serve(lambda: calls.append(1) or 0.0, parameters=1, steps_a_call=10)
+    assert len(calls) == 3  # of ten steps each
 
 
 def test_unknown_step_is_named():
