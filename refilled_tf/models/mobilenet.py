@@ -38,7 +38,7 @@ class _Application:
         name = type(self).__name__
         require(
             self.width > 0 and self.width >= self.least_width,
-            f"{name}.width={self.width} (--width) must be positive"
+            f"{name}.width={self.width} must be positive"
             + (f" and at least {self.least_width}" if self.least_width else "")
             + ", such as 0.25",
         )
