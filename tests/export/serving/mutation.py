@@ -123,7 +123,7 @@ def _change_a_node(dice: random.Random, document: dict | list) -> None:
         elif change == 1 and isinstance(document, dict):
             document[dice.choice(["", "x", "inputs", "instances"])] = document.pop(key)
         else:
-            document[key] = dice.choice(VALUES)
+            document[key] = copy.deepcopy(dice.choice(VALUES))
         return
 
 

@@ -81,6 +81,13 @@ def _http_status(running, request):
     return int(found[1]) if found else None
 
 
+def test_a_request_depends_on_its_seed_alone():
+    def some():
+        return [mutation.http_request(random.Random(f"1-{number}")) for number in range(2000)]
+
+    assert some() == some()
+
+
 def test_rest(running, pytestconfig):
     seed, seconds = (pytestconfig.getoption(f"fuzz_{name}") for name in ("seed", "seconds"))
 
