@@ -1,4 +1,4 @@
-"""What microcontrollers have room for."""
+"""Flash and RAM of microcontrollers."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def reserved(arena: int) -> int:
 
 
 def loses_too_much(results: dict[str, Any]) -> bool:
-    """Whether int8 gets more than a point fewer of the images right than float32."""
+    """Tells whether int8 gets more than a point fewer of the images right than float32."""
     return results["int8"]["lost_images"] > tflite_files.TOLERATED_LOSS * results["images"]
 
 

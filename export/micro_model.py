@@ -77,7 +77,7 @@ class Rewritten(NamedTuple):
 
 
 class Quantization(NamedTuple):
-    """What the integers of a tensor stand for: scale · (q - zero_point)."""
+    """Scale and zero point of a tensor: q stands for scale · (q - zero_point)."""
 
     scale: float
     zero_point: int

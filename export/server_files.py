@@ -169,7 +169,7 @@ class Batching:
 
     @property
     def capacity(self) -> int:
-        """How many requests may wait. What they hold is not known before they are read."""
+        """The most requests that may wait; how much each holds is not known before it is read."""
         return self.max_batch_size * self.max_enqueued_batches
 
     def alone(self) -> Batching:

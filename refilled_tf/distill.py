@@ -205,7 +205,7 @@ def renew(plan: Plan, output: Path) -> None:
 
 
 def _run(folder: Path) -> runs.Run:
-    """Where settings are compared; nothing runs there."""
+    """The folder in which settings are compared; nothing runs there."""
     return runs.Run(folder, FLAGS.data_dir, experiment.make_strategy("mirrored"))
 
 

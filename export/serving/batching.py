@@ -52,7 +52,7 @@ class _Waiting:
 
     @property
     def call(self) -> Call:
-        """What `read` makes, once for all."""
+        """The call that `read` makes, once for all."""
         if self._known is None:
             self._known = self.read()
         return self._known

@@ -1,4 +1,4 @@
-"""Which versions are in memory, and which of them a request means."""
+"""The versions in memory, and the one that a request means."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ _TASK = re.compile(r"/job:(\w+)/(?:replica:\d+/)?task:(\d+)")
 
 
 class Cluster(NamedTuple):
-    """Who trains together.
+    """The workers of one training.
 
     Attributes:
         addresses: "host:port" of each (job, number).

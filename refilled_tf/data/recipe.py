@@ -1,4 +1,4 @@
-"""How long and how fast to train: the optimizer's settings."""
+"""Length, batches and learning rate of a training."""
 
 from __future__ import annotations
 

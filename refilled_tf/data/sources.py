@@ -1,4 +1,4 @@
-"""Where images come from. A source first tells its facts, then decodes the rows asked for.
+"""Sources of images. A source first tells its facts, then decodes the rows asked for.
 
 A source has two methods: `index` reads labels and keys without decoding any image; `images`
 decodes some rows once, cropped and resized, into one array. Batches are then made from memory:

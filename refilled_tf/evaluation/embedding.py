@@ -1,4 +1,4 @@
-"""How well an embedding separates classes, and what simple classifiers make of it.
+"""Measures of how well an embedding separates classes, and simple classifiers on it.
 
 All distances are those of l2-normalised embeddings; the estimators are scikit-learn's.
 """

@@ -20,7 +20,7 @@ HEADER = ["image", "class", "predicted"]
 
 
 class Hits(NamedTuple):
-    """Which images a classifier gets right.
+    """The images that a classifier gets right.
 
     Attributes:
         keys: [N] strings that identify the images in their dataset.

@@ -1,4 +1,4 @@
-"""Where an experiment runs: its folders with their locks, and what stage.json says of them."""
+"""The folders of an experiment, with their locks and their stage.json."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from refilled_tf.experiment.stage import Stage
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Where an experiment runs.
+    """The place and the strategy of an experiment.
 
     Attributes:
         work_dir: the folder that holds the stages' folders; shared by all workers.

@@ -1,4 +1,4 @@
-"""What a table of results compares: experiments side by side, over several seeds."""
+"""Tables of results: experiments side by side, over several seeds."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from refilled_tf.few_shot.base import FewShotLearner, Networks, Pool, Protocol
 
 @dataclasses.dataclass(frozen=True)
 class Trials:
-    """How well a learner does with K labelled images a class.
+    """A row of few-shot tasks: a learner with K labelled images a class.
 
     Its folder holds result.json, so that it is scored once, as a stage is trained once.
 

@@ -12,7 +12,7 @@ from refilled_tf.losses.distances import l2_normalize
 
 
 def attention_maps(features: tf.Tensor) -> tf.Tensor:
-    """How active each place is: the mean square over channels, as a vector of length one.
+    """Returns the attention map: the mean square over channels, as a vector of length one.
 
     Args:
       features: float Tensor [B, h, w, c].

@@ -17,7 +17,7 @@ from refilled_tf.losses.mixture import each_with_tau, log_mixture
 
 
 def _class_counts(labels: tf.Tensor, num_classes: int | tf.Tensor) -> tf.Tensor:
-    """How many examples each class has: float32 Tensor [C]."""
+    """Counts the examples of each class: float32 Tensor [C]."""
     ones = tf.ones_like(labels, dtype=tf.float32)
     return tf.math.unsorted_segment_sum(ones, labels, num_classes)
 

@@ -28,7 +28,7 @@ class Triplets(NamedTuple):
 
 
 def same_class(labels: tf.Tensor) -> tf.Tensor:
-    """Which examples share a class.
+    """Returns the mask of pairs of one class.
 
     Args:
       labels: Tensor [B], integers (or anything `tf.equal` compares); or bool Tensor [B, B] that
@@ -48,7 +48,7 @@ def same_class(labels: tf.Tensor) -> tf.Tensor:
 
 
 def nearest_neighbors(distances: tf.Tensor, count: int) -> tf.Tensor:
-    """Which examples are near each other, to take the place of classes.
+    """Returns the mask of pairs that are near each other, to take the place of classes.
 
     Args:
       distances: float Tensor [B, B], symmetric, zero on the diagonal.

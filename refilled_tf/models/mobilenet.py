@@ -79,7 +79,7 @@ class _Application:
 
     @property
     def features(self) -> Mapping[str, str]:
-        """Which of Keras's layers become "f1", "f2" and "f3"."""
+        """Keras's names of the layers that become "f1", "f2" and "f3"."""
         raise NotImplementedError
 
     def _clone_layer(self, layer: tf.keras.layers.Layer) -> tf.keras.layers.Layer:

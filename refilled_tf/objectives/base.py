@@ -218,7 +218,7 @@ class ToldOfEach(Protocol):
 
     @property
     def teacher_weights(self) -> tuple[float, ...] | None:
-        """What each counts; None for all the same."""
+        """Weights of the examples; None for equal ones."""
 
 
 def take_each(objective: ToldOfEach) -> None:

@@ -68,7 +68,7 @@ class RelationshipMatching(Objective):
 
     @property
     def takes_unlabelled(self) -> bool:
-        """Where it goes by the teacher's neighbours."""
+        """True where the teacher's neighbours take the place of classes."""
         return self.neighbors > 0
 
     def check_batches(self, recipe: Recipe, replicas: int) -> None:

@@ -1,4 +1,4 @@
-"""Which way of training suits these images: candidates compete on held-out training images.
+"""A contest of ways to train: candidates compete on held-out training images.
 
 All of them take as many steps as the final training. Their stages are kept, so that a killed
 competition goes on.

@@ -1,4 +1,4 @@
-"""How long stages will take, by those of their kind that are finished."""
+"""A forecast of what stages will take, by those of their kind that are finished."""
 
 from __future__ import annotations
 
