@@ -32,7 +32,6 @@ PHASES = {
     "src/saving/": "networks saved and loaded",
     "export/": "checks and files of the exports",
     "keras/src/engine/training": "steps",
-    "tf_keras/src/engine": "networks built and called",
     "keras/src/engine": "networks built and called",
 }
 
