@@ -37,7 +37,8 @@ THREADS = 16  # of which most may wait for the server to lose patience
 
 @pytest.fixture(scope="module")
 def running(base):
-    with embedded.server(base, "--body_seconds=3") as running:
+    # Far below HANG, which would else be as long as a server waits for half a head.
+    with embedded.server(base, "--body_seconds=3", "--idle_seconds=10") as running:
         yield running
 
 
