@@ -115,8 +115,9 @@ async def ask(port: int, request: bytes, clients: int) -> list[float]:
 
 
 class _Client(asyncio.Protocol):
-    """Sends a request over and over. A library's client would need as much of the processor as the
-    server.
+    """Sends a request over and over.
+
+    A library's client would need as much of the processor as the server.
 
     Attributes:
         done: how long each answer took.

@@ -218,7 +218,7 @@ class ToldOfEach(Protocol):
 
     @property
     def teacher_weights(self) -> tuple[float, ...] | None:
-        """Weights of the examples; None for equal ones."""
+        """The weight of each in their average; None for equal ones."""
 
 
 def take_each(objective: ToldOfEach) -> None:

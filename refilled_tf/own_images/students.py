@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from etils import epy
 
-from refilled_tf.common.errors import require
+from refilled_tf.common.errors import InputError, require
 
 with epy.lazy_imports():
     from refilled_tf.models import efficientnet_lite, from_weights, mobilenet, networks
@@ -42,7 +42,10 @@ def parse(name: str, width: float, weights: str | None = None) -> Student:
         InputError: there is no such network, width or file.
     """
     require_known(name, weights)
-    network = getattr(NETWORKS[name], name)(width=width)
+    try:
+        network = getattr(NETWORKS[name], name)(width=width)
+    except InputError as error:
+        raise InputError(f"--width={width}: {error}") from error
     return network if weights is None else from_weights.FromWeights(network, weights)
 
 

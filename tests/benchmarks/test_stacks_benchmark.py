@@ -30,22 +30,24 @@ def test_what_is_no_python_with_tensorflow_is_named(python):
         stacks.tensorflow(python)
 
 
+def table(*flags):
+    """Runs the command with this Python; returns the cells of its header and of its one row."""
+    run = commands.run("benchmarks.stacks", f"--pythons={sys.executable}", *flags, cwd=blocks.ROOT)
+    assert run.returncode == 0, run.stderr
+    header, _, row = (line for line in run.stdout.splitlines() if line.startswith("|"))
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in (header, row)]
+
+
 @pytest.mark.slow
 def test_command_times_every_precision():
-    run = commands.run(
-        "benchmarks.stacks",
-        f"--pythons={sys.executable}",
+    header, row = table(
         "--precisions=float32,mixed_bfloat16",
         *("--networks=mobilenet_25", "--steps=stage 2"),
         *("--batch_size=8", "--block=1", "--repeats=2", "--threads=1"),
-        cwd=blocks.ROOT,
     )
-    assert run.returncode == 0, run.stderr
-    header, _, row = (line for line in run.stdout.splitlines() if line.startswith("|"))
     version = tf.__version__
-    expected = f"| network | step | {version} float32 | {version} mixed_bfloat16 |"
-    assert header == expected
-    name, step, first, second = (cell.strip() for cell in row.strip("|").split("|"))
+    assert header == ["network", "step", f"{version} float32", f"{version} mixed_bfloat16"]
+    name, step, first, second = row
     assert (name, step) == ("mobilenet_25", "stage 2")
     assert float(first) > 0
     assert float(second.split(" (")[0]) > 0
@@ -53,21 +55,16 @@ def test_command_times_every_precision():
 
 @pytest.mark.slow
 def test_command_times_levers():
-    run = commands.run(
-        "benchmarks.stacks",
-        f"--pythons={sys.executable}",
+    header, row = table(
         "--levers=none,lone_operations,ten_steps_a_call",
         *("--networks=mobilenet_25", "--steps=student"),
         *("--batch_size=4", "--block=10", "--repeats=1", "--threads=2"),
-        cwd=blocks.ROOT,
     )
-    assert run.returncode == 0, run.stderr
-    header, _, row = (line for line in run.stdout.splitlines() if line.startswith("|"))
     name = f"{tf.__version__} float32"
-    assert (
-        header == f"| network | step | {name} | {name} lone_operations | {name} ten_steps_a_call |"
-    )
-    assert all(float(cell.split(" (")[0]) > 0 for cell in row.strip("| ").split(" | ")[2:])
+    variants = [name, f"{name} lone_operations", f"{name} ten_steps_a_call"]
+    assert header == ["network", "step", *variants]
+    assert all(float(cell.split(" (")[0]) > 0 for cell in row[2:])
+    assert len(row) == len(header)
 
 
 def test_blocks_count_steps_not_calls(monkeypatch):

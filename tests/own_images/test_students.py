@@ -43,7 +43,7 @@ def test_gin_lines_give_the_same_student_to_all_but_the_teacher(name, weights, t
     ("what", "message"),
     [
         (("ResNet", 0.5), "--student=ResNet is none of what is accepted: MobileNet, MobileNetV2"),
-        (("MobileNetV2", 0.0), r"MobileNetV2\.width=0\.0 must be positive"),
+        (("MobileNetV2", 0.0), r"--width=0\.0: MobileNetV2\.width=0\.0 must be positive"),
         (("MobileNet", 0.5, "none.keras"), "--student_weights=none.keras does not exist"),
     ],
 )

@@ -45,23 +45,26 @@ def running(base):
 def _fuzz(ask, seed, seconds, running):
     """Sends requests by their numbers, from several threads; returns what came of them."""
     outcomes = []
-    before = None
-    start = time.monotonic()
+    _warm_up(ask, seed)
+    before = running.memory()
+    end = time.monotonic() + seconds
     with ThreadPoolExecutor(THREADS) as threads:
-        while time.monotonic() < start + seconds:
+        while time.monotonic() < end:
             numbers = range(len(outcomes), len(outcomes) + BATCH)
             outcomes += threads.map(lambda number: ask(random.Random(f"{seed}-{number}")), numbers)
             with grpc.insecure_channel(running.grpc) as channel:  # a good one among bad ones
                 assert PredictionServiceStub(channel).Predict(asking.png_request(), HANG).outputs
-            # The allocator's pools grow until each has seen the largest requests.
-            if before is None and time.monotonic() > start + seconds / 5:
-                before = running.memory()
     after = running.memory()
     counts = collections.Counter(outcomes)
     print(f"{len(outcomes)} requests, {before:.0f} MB before, {after:.0f} MB after: {counts}")
     assert running.process.poll() is None
     assert "unexpectedly" not in running.log()
     return outcomes, before, after
+
+
+def _warm_up(ask, seed):
+    with ThreadPoolExecutor(THREADS) as threads:
+        list(threads.map(lambda number: ask(random.Random(f"{seed}+{number}")), range(BATCH)))
 
 
 def _http_status(running, request):
