@@ -113,7 +113,10 @@ class Batcher:
                 )
             self._queue[future] = _Waiting(read, future, time.monotonic())
             self._changed.notify()
-        return await future
+        try:
+            return await future
+        finally:
+            del future  # an error of the future holds this frame
 
     def close(self) -> None:
         """Lets the threads finish what is waiting, and waits for them to end."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TypeVar
 
 from aiohttp import web
 from async_timeout import timeout
@@ -13,6 +14,8 @@ from async_timeout import timeout
 from export.serving.errors import Code, RequestError, require_valid
 
 UNPACKING = 2  # bodies at a time
+
+Content = TypeVar("Content")
 
 
 class Memory:
@@ -44,9 +47,12 @@ class Memory:
             self._taken -= mine
 
 
-@contextlib.asynccontextmanager
-async def arriving_within(seconds: float) -> AsyncIterator[None]:
-    """Ends the wait for a body.
+async def arrived(arriving: Awaitable[Content], seconds: float) -> Content:
+    """Waits for a body.
+
+    Args:
+        arriving: what waits for it.
+        seconds: how long it may take.
 
     Raises:
         RequestError: it has not arrived in time.
@@ -55,7 +61,7 @@ async def arriving_within(seconds: float) -> AsyncIterator[None]:
         # Not asyncio.wait_for: before Python 3.12 it forgets that a caller has hung up where that
         # happens just as the result comes.
         async with timeout(seconds):
-            yield
+            return await arriving
     except asyncio.TimeoutError as error:
         message = f"the request has not arrived within {seconds:g} seconds"
         raise RequestError(Code.DEADLINE_EXCEEDED, message, 408) from error
@@ -84,23 +90,28 @@ async def read(
     )
     if (request.content_length or 0) > limit:
         raise _too_large(limit)
-    body = bytearray()
-    try:
-        async with arriving_within(seconds):
-            async for chunk in request.content.iter_any():
-                if len(body) + len(chunk) > limit:
-                    raise _too_large(limit)
-                take(len(chunk))
-                body += chunk
-    except web.RequestPayloadError as error:
-        raise RequestError(Code.INVALID_ARGUMENT, f"the body ends wrongly: {error}") from error
+    body = await arrived(_received(request, limit, take), seconds)
     if packing == "identity":
-        return bytes(body)
+        return body
     # In a thread, and few at a time: each takes its limit of memory before it is found too large.
     async with _unpacking:
-        unpacked = await asyncio.to_thread(_unpacked, bytes(body), limit)
+        unpacked = await asyncio.to_thread(_unpacked, body, limit)
     take(len(unpacked))
     return unpacked
+
+
+async def _received(request: web.BaseRequest, limit: int, take: Callable[[int], None]) -> bytes:
+    """Returns a body as it comes."""
+    body = bytearray()
+    try:
+        async for chunk in request.content.iter_any():
+            if len(body) + len(chunk) > limit:
+                raise _too_large(limit)
+            take(len(chunk))
+            body += chunk
+    except web.RequestPayloadError as error:
+        raise RequestError(Code.INVALID_ARGUMENT, f"the body ends wrongly: {error}") from error
+    return bytes(body)
 
 
 def _too_large(limit: int) -> RequestError:

@@ -47,9 +47,13 @@ def require_valid(condition: bool, message: str) -> None:
 
 
 def told(error: Exception) -> RequestError:
-    """Returns what a caller is told of an exception; what nobody has foreseen goes to the log."""
+    """Returns what a caller is told of an exception; what nobody has foreseen goes to the log.
+
+    It is always a new exception. The old one holds the frames that it came through, and one of
+    these often holds what the answer is put into: a circle, which keeps the request in memory.
+    """
     if isinstance(error, RequestError):
-        return error
+        return RequestError(error.code, error.message, error.http_status)
     if isinstance(error, UnicodeEncodeError):  # JSON can spell half a character, "\ud800"
         return RequestError(Code.INVALID_ARGUMENT, f"a string is no Unicode: {error.reason}")
     if isinstance(error, ConnectionError):

@@ -20,7 +20,7 @@ from tensorflow_serving.apis import (
 )
 
 from export.serving import metrics
-from export.serving.bodies import Memory, arriving_within
+from export.serving.bodies import Memory, arrived
 from export.serving.errors import Code, RequestError, told
 from export.serving.manager import Manager
 from export.serving.model import Model
@@ -74,13 +74,12 @@ class Services:
 
         async def answer(
             messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext
-        ) -> Message:
+        ) -> Message | None:
             start = time.perf_counter()
             model, failure = "", None
             with self._memory.share() as take:
                 try:
-                    async with arriving_within(self._seconds):
-                        message = await anext(messages, b"")
+                    message = await arrived(anext(messages, b""), self._seconds)
                     take(len(message))
                     request = _parsed(kind, message)
                     if hasattr(request, "model_spec"):
@@ -88,7 +87,10 @@ class Services:
                     return await handler(request)
                 except Exception as error:
                     failure = told(error)
-                    await context.abort(failure.code, failure.message)
+                    # Not context.abort(): the call and what that raises would hold each other.
+                    context.set_code(failure.code)
+                    context.set_details(failure.message)
+                    return None
                 finally:
                     seconds = time.perf_counter() - start
                     code = failure.code if failure else None

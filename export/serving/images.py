@@ -6,9 +6,8 @@ limits, are those decoded of which the graph would see other pixels than a viewe
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, TypeVar
 
 import tensorflow as tf
 from google.protobuf.message import DecodeError
@@ -21,6 +20,8 @@ FEATURE = "image/encoded"  # of a tf.Example
 # The inputs that hold images, whatever their signature.
 PLAIN = ("image_bytes", "support_bytes", "query_bytes")
 EXAMPLES = ("examples", "inputs")
+
+Result = TypeVar("Result")
 
 
 class Images(NamedTuple):
@@ -45,13 +46,14 @@ def read(name: str, strings: Iterable[bytes]) -> Images:
     Raises:
         RequestError: one of them is not what it should be.
     """
-    encoded, total = [], 0
-    for row, string in enumerate(strings):
-        with _named(name, row):
-            encoded.append(_of_example(string) if name in EXAMPLES else string)
-            width, height = pixels.opened(encoded[-1]).size
-            total += width * height
-    return Images(encoded, total)
+
+    def opened(string: bytes) -> tuple[bytes, int]:
+        encoded = _of_example(string) if name in EXAMPLES else string
+        width, height = pixels.opened(encoded).size
+        return encoded, width * height
+
+    found = _each(name, strings, opened)
+    return Images([encoded for encoded, _ in found], sum(count for _, count in found))
 
 
 def for_graph(name: str, images: Images) -> list[bytes]:
@@ -67,22 +69,22 @@ def for_graph(name: str, images: Images) -> list[bytes]:
     Raises:
         RequestError: one of them is damaged.
     """
-    strings = []
-    for row, encoded in enumerate(images.encoded):
-        with _named(name, row):
-            seen = pixels.for_graph(encoded)
-        strings.append(_example(seen) if name in EXAMPLES else seen)
-    return strings
+    seen = _each(name, images.encoded, pixels.for_graph)
+    return [_example(each) for each in seen] if name in EXAMPLES else seen
 
 
-@contextlib.contextmanager
-def _named(name: str, row: int) -> Iterator[None]:
-    """Has errors begin with the place of the image."""
-    try:
-        yield
-    except InputError as error:
-        message = f"{name}[{row}]: {error}"
-        raise RequestError(Code.INVALID_ARGUMENT, message) from error
+def _each(name: str, strings: Iterable[bytes], function: Callable[[bytes], Result]) -> list[Result]:
+    """Returns what a function makes of each string; its errors begin with the place of the string.
+
+    No context manager does that: its frames and the error that it replaces would hold each other.
+    """
+    results = []
+    for row, string in enumerate(strings):
+        try:
+            results.append(function(string))
+        except InputError as error:
+            raise RequestError(Code.INVALID_ARGUMENT, f"{name}[{row}]: {error}") from error
+    return results
 
 
 def _of_example(string: bytes) -> bytes:
