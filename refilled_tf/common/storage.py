@@ -103,6 +103,12 @@ def _runs(pid: int) -> bool:
     return True
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is the system's own, not what a person put there."""
+    # macOS puts a folder of the latter name into its archives.
+    return name.startswith((".", "__MACOSX"))
+
+
 def nearest_existing(place: Path) -> Path:
     """Returns a place, or the nearest above it that is there."""
     # Path.exists raises where a folder above may not be entered.
