@@ -21,7 +21,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import shlex
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -211,10 +210,7 @@ def _run(folder: Path) -> runs.Run:
 
 def export_microcontroller(model: trained.Trained, folder: Path, command: str) -> None:
     """Exports the student as OUTPUT/microcontroller/, in place of what may be there."""
-    fresh = storage.temporary_beside(folder)
-    found = micro_files.write(model, fresh, None, False, command)
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.rename(folder)
+    found = micro_files.write(model, folder, None, False, command, instead=True)
     print(
         f"{folder}: {found['bytes'] / 1024:,.0f} kB of flash, "
         f"{found['arena_reserved_bytes'] / 1024:,.0f} kB of RAM, "
