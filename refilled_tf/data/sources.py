@@ -29,11 +29,12 @@ from refilled_tf.common.errors import InputError, require
 from refilled_tf.common.quiet import muted
 
 # Importing it makes the dataset known to TFDS.
-from refilled_tf.data import mini_imagenet  # noqa: F401
+from refilled_tf.data import mini_imagenet, pixels  # noqa: F401
 from refilled_tf.data.resizing import to_square, to_uint8
 
 PNG_BITS = 24  # where such a file says how many bits a pixel's channel has
 PNG = b"\x89PNG\r\n\x1a\n"  # what such a file begins with
+MARKS = (b"tRNS", *pixels.PNG_TURNS)  # and what stands in one that a viewer shows otherwise
 # What TFDS raises for a name that it does not know; the latter two for its config or version.
 UNKNOWN_DATASET = (tfds.core.DatasetNotFoundError, ValueError, AssertionError)
 
@@ -224,19 +225,26 @@ class TfdsSource:
             key = example[self.key]
             return positions.lookup(key if key.dtype == tf.string else tf.as_string(key))
 
-        def decode(example):
-            box = example[self.box] if self.box else None
-            return position(example), decode_image(example["image"], box, size)
-
         builder = self.builder(data_dir)
-        decoded = (
-            self._read(builder, split, ["image", self.key, self.box])
-            .filter(lambda example: position(example) >= 0)
-            .map(decode, num_parallel_calls=tf.data.AUTOTUNE)
-            for split in self.splits
+        examples = functools.reduce(
+            tf.data.Dataset.concatenate,
+            (
+                self._read(builder, split, ["image", self.key, self.box]).filter(
+                    lambda example: position(example) >= 0
+                )
+                for split in self.splits
+            ),
         )
-        together = functools.reduce(tf.data.Dataset.concatenate, decoded)
-        return _collect(together, len(keys), size)
+        if self.box:  # of the stored pixels
+            decoded = examples.map(
+                lambda each: (position(each), decode_image(each["image"], each[self.box], size)),
+                num_parallel_calls=tf.data.AUTOTUNE,
+            )
+        else:
+            decoded = _decode_whole(
+                examples.map(lambda each: (position(each), each["image"])), size
+            )
+        return _collect(decoded, len(keys), size)
 
     def encoded(self, keys, data_dir: str | None) -> Iterator[tuple[int, bytes]]:
         """Yields the files as the dataset holds them."""
@@ -397,11 +405,7 @@ class ExampleFiles:
         dataset = tf.data.Dataset.from_generator(
             lambda: self.encoded(keys), output_signature=signature
         )
-        dataset = dataset.map(
-            lambda row, encoded: (row, decode_image(encoded, None, size)),
-            num_parallel_calls=tf.data.AUTOTUNE,
-        )
-        return _collect(dataset, len(keys), size)
+        return _collect(_decode_whole(dataset, size), len(keys), size)
 
     def encoded(self, keys, data_dir: str | None = None) -> Iterator[tuple[int, bytes]]:
         """Yields the JPEGs and PNGs."""
@@ -475,6 +479,39 @@ def _collect(dataset: tf.data.Dataset, count: int, size: int) -> tuple[np.ndarra
     for rows, decoded in dataset.ignore_errors().batch(64).as_numpy_iterator():
         images[rows], readable[rows] = decoded, True
     return images, readable
+
+
+def _decode_whole(dataset: tf.data.Dataset, size: int) -> tf.data.Dataset:
+    """Decodes a dataset of (row, file) as a viewer shows them, and resizes them to size×size."""
+
+    def for_graph(files: np.ndarray) -> np.ndarray:
+        return np.array([_for_graph(file) for file in files], object)
+
+    def made(rows: tf.Tensor, files: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        seen = tf.numpy_function(for_graph, [files], tf.string, stateful=False)
+        return rows, tf.ensure_shape(seen, files.shape)
+
+    # Many at a time, as each call into Python takes as long as to decode a small image.
+    return (
+        dataset.batch(64)
+        .map(made)
+        .unbatch()
+        .map(
+            lambda row, file: (row, decode_image(file, None, size)),
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
+    )
+
+
+def _for_graph(encoded: bytes) -> bytes:
+    """Does what `pixels.for_graph` does; what is no image stays what it is."""
+    # Most PNGs are as they should be, which is quicker to see than to have Pillow open them.
+    if encoded.startswith(PNG) and not any(mark in encoded for mark in MARKS):
+        return encoded
+    try:
+        return pixels.for_graph(encoded)
+    except InputError:
+        return encoded  # and the decoder refuses it in its turn
 
 
 def decode_image(encoded: tf.Tensor, box: tf.Tensor | None, size: int) -> tf.Tensor:
