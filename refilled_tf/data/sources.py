@@ -155,7 +155,9 @@ class TfdsSource:
         name: the TFDS name, such as "caltech_birds2011".
         splits: the splits to read; the images of "train" are those that train.
         key: the string feature that identifies an image.
-        box: the bounding-box feature to crop to; None takes the whole image.
+        box: the bounding-box feature to crop to; None takes the whole image. A box is of the pixels
+            as they are stored, so with one an image stays as it is, whatever its EXIF orientation
+            and its transparent colour; without, it is what a viewer shows.
         class_name: the string feature that holds the class's name, for datasets whose label
             feature has no names.
         superclass: the label feature of the superclass, if there is one.
@@ -315,7 +317,7 @@ class Record(NamedTuple):
         trains: whether it is in a file that trains.
         label: number of its class.
         text: its class's name, or empty.
-        encoded: the JPEG or PNG.
+        encoded: the image's file.
     """
 
     key: str
@@ -331,9 +333,9 @@ class Record(NamedTuple):
 class ExampleFiles:
     """TFRecord files of tf.Examples, such as TFX's ExampleGen writes.
 
-    An example holds a JPEG or PNG as its feature "image/encoded", the number of its class as
-    "image/class/label" and, if the class has a name, this as "image/class/text". The classes are
-    the labels that occur, ascending.
+    An example holds an image, such as a JPEG or PNG, as its feature "image/encoded", the number of
+    its class as "image/class/label" and, if the class has a name, this as "image/class/text". The
+    classes are the labels that occur, ascending. An image is read as a viewer shows it.
 
     Attributes:
         train: patterns of the files that train; files that end in .gz are compressed.
@@ -408,7 +410,7 @@ class ExampleFiles:
         return _collect(_decode_whole(dataset, size), len(keys), size)
 
     def encoded(self, keys, data_dir: str | None = None) -> Iterator[tuple[int, bytes]]:
-        """Yields the JPEGs and PNGs."""
+        """Yields the images' files."""
         rows = {key: row for row, key in enumerate(keys)}
         for record in self._records():
             if record.key in rows:
