@@ -92,24 +92,6 @@ def check_target() -> None:
 def main(_: list[str]) -> None:
     """Does what the flags say."""
     output, command = Path(FLAGS.output), command_line("refilled_tf.distill")
-    try:
-        distil(output, command)
-    except InputError as error:
-        if not error.details:
-            raise
-        file = output / NOTES
-        before = file.read_text(encoding="utf-8") if file.exists() else ""
-        storage.write_text(file, "".join(f"{line}\n" for line in (before, *error.details) if line))
-        raise InputError(f"{error} ({file} names all)") from error
-
-
-def distil(output: Path, command: str) -> None:
-    """Does what the flags say.
-
-    Args:
-        output: where everything goes.
-        command: that the user has given.
-    """
     plan = describe(output, command)
     spec = config.load_text(plan.text, FLAGS.gin_param)
     require(
@@ -469,4 +451,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("tune", 0, "Trials that choose weights, temperatures and rate.", 0)
     flags.DEFINE_multi_string("gin_param", [], "A single setting, such as 'Recipe.epochs = 10'.")
     flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS datasets; TFDS's own if unset.")
-    run_main(main, check, goes_on=True)
+    run_main(main, check, goes_on=True, notes=lambda: Path(FLAGS.output) / NOTES)

@@ -248,6 +248,7 @@ class ImageFolder:
             f"ImageFolder.folder={self.folder}: {listed(torn, '; ')} differ in case, blanks or "
             "Unicode form alone, and one has only training or only test images; rename their "
             "folders to the same name",
+            details(torn),
         )
 
     @property
@@ -376,7 +377,8 @@ def _require_level(root: Path, files: Sequence, without: Sequence[Path]) -> None
             f"ImageFolder.folder={root}: its images lie deeper than {root.name}/CLASS/*, such as "
             f"{deeper[0][1].relative_to(root).as_posix()}; give one of the folders "
             f"{listed([shlex.quote(str(path)) for path, _ in deeper])} instead (--images), or move "
-            "what is in them one folder up"
+            "what is in them one folder up",
+            details([str(path) for path, _ in deeper]),
         )
     loose = [path for path in _visible(root) if _may_be_image(path)]
     require(

@@ -22,7 +22,7 @@ import numpy as np
 from absl import logging
 
 from refilled_tf.common import settings, storage
-from refilled_tf.common.errors import InputError, listed, require
+from refilled_tf.common.errors import InputError, details, listed, require
 from refilled_tf.data import image_folder, pixels
 from refilled_tf.data.sources import Index, Source
 from refilled_tf.data.task import Examples, Images, Task, read_index, select
@@ -78,6 +78,7 @@ class PhotoFolder:
             bool(keys),
             f"PhotoFolder.folder={self.folder} holds no image at any depth"
             + (f" that can be read: {listed(lost)}" if lost else ""),
+            details(lost),
         )
         if lost:
             logging.warning("%d unlabelled images cannot be read: %s", len(lost), ", ".join(lost))
