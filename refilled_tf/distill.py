@@ -313,7 +313,7 @@ def choose(
 
 
 def teacher_in_words(spec: experiment.Experiment) -> str:
-    """Returns such as "FILE.keras, cut at layer 'flat', with embeddings of 64 numbers", or ""."""
+    """Returns such as "FILE.keras, with embeddings of 64 numbers, of layer 'flat'", or ""."""
     stage = next((each for each in spec.stages() if each.name == "teacher"), None)
     if stage is None:
         return ""
@@ -322,14 +322,16 @@ def teacher_in_words(spec: experiment.Experiment) -> str:
         said = f"imagenet:{teacher.name}"
     else:
         said = getattr(teacher, "file", type(teacher).__name__)
-    if layer := getattr(teacher, "layer", None):
-        said += f", cut at layer {layer!r}"
     if networks.looks_up(teacher):
         index = tasks.read_index(stage.task.data.source, FLAGS.data_dir)
         size = teacher.embeddings(index.keys[tasks.select(stage.task, index).train[:1]]).shape[1]
     else:
         size = loading.untrained_network(stage).output_shape["embedding"][-1]
-    return f"{said}, with embeddings of {size} numbers"
+    said += f", with embeddings of {size} numbers"
+    if isinstance(teacher, keras_files.KerasFile | keras_files.Application):
+        return f"{said}, of layer {teacher.embedding_layer()!r}"
+    layer = getattr(teacher, "layer", None)
+    return f"{said}, of layer {layer!r}" if layer else said
 
 
 def gain(run: runs.Run, exported: str) -> tuple[float, float] | None:

@@ -216,7 +216,14 @@ def test_report_names_the_teacher_and_its_own_scores(done, given):
     """Of the teacher: 5·5·16 numbers feed its Dense layer, of 12×12 pixels by a stride of 2."""
     _, output, _ = done
     page = (output / "report.html").read_text(encoding="utf-8")
-    assert f"The teacher is {given[1]}, with embeddings of 400 numbers" in page
+    # The Flatten layer, as nothing says --teacher_layer; Jinja escapes the quotes.
+    (layer,) = (
+        each.name
+        for each in tf.keras.models.load_model(given[1]).layers
+        if isinstance(each, tf.keras.layers.Flatten)
+    )
+    said = f"The teacher is {given[1]}, with embeddings of 400 numbers, of layer '{layer}'"
+    assert said in html.unescape(page)
     rows = {row["stage"]: 100 * row["accuracy"] for row in _results(output)}
     said = rf"Teacher, 1NN: {rows['teacher_1nn']:.1f} %.*Teacher, LR: {rows['teacher_lr']:.1f} %"
     assert re.search(said, page, re.S)
