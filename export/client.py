@@ -6,7 +6,8 @@ the most probable classes of every image, best first.
 Images are what a viewer shows: turned as their EXIF orientation says, WebP and others re-encoded.
 
 With --support=CLASS=FILE, given for several images, the server learns these classes from the
-request and answers with them instead of its own; a folder stands for the files in it.
+request and answers with them instead of its own; a folder stands for the files in it,
+except hidden ones.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from absl import flags
 from etils import epy
 
 from export import MODEL_NAME
+from refilled_tf.common import storage
 from refilled_tf.common.entry import run_main
 from refilled_tf.common.errors import InputError, require
 
@@ -123,7 +125,7 @@ def support(options: Sequence[str]) -> Inputs:
         name, _, place = option.partition("=")
         require(bool(name and place), f"--support={option} must be CLASS=FILE or CLASS=FOLDER")
         path = Path(place)
-        paths = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+        paths = _files_in(path) if path.is_dir() else [path]
         require(bool(paths), f"--support={option}: the folder holds no file")
         images += [_read(path) for path in paths]
         labels += [name.encode()] * len(paths)
@@ -191,6 +193,12 @@ def over_grpc(address: str, spec: model_pb2.ModelSpec, inputs: Inputs) -> Classe
             raise InputError(f"{address}: {error.code().name}: {error.details()}") from error
     classes, scores = (tf.make_ndarray(response.outputs[name]) for name in Classes._fields)
     return Classes([[name.decode() for name in row] for row in classes], scores.tolist())
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return sorted(
+        path for path in folder.iterdir() if path.is_file() and not storage.is_hidden(path.name)
+    )
 
 
 def _read(path: str | Path) -> bytes:

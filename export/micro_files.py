@@ -22,16 +22,22 @@ _NUMBERS_PER_LINE = 16
 
 
 def write(
-    trained: Trained, output_dir: Path, image_size: int | None, grey: bool, command: str
+    trained: Trained,
+    output_dir: Path,
+    image_size: int | None,
+    grey: bool,
+    command: str,
+    instead: bool = False,
 ) -> dict[str, Any]:
     """Quantises a classifier, scores it by tflite-micro, and writes all that a device needs.
 
     Args:
         trained: what to convert.
-        output_dir: a folder that is not there, or empty.
+        output_dir: a folder that is not there, or empty, or to be replaced.
         image_size: side of the images that the network sees; None for that of its training.
         grey: whether they have one channel.
         command: that does this.
+        instead: whether to replace a folder that is there.
 
     Returns:
         The content of microcontroller.json.
@@ -86,7 +92,7 @@ def write(
         test_class=int(labels[shown]),
         test_scores=scores[shown],
     )
-    with storage.appearing(output_dir) as temporary:
+    with storage.appearing(output_dir, instead) as temporary:
         for name, text in files.items():
             path = temporary / name
             path.parent.mkdir(parents=True, exist_ok=True)

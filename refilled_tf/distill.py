@@ -21,7 +21,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import shlex
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,24 +92,6 @@ def check_target() -> None:
 def main(_: list[str]) -> None:
     """Does what the flags say."""
     output, command = Path(FLAGS.output), command_line("refilled_tf.distill")
-    try:
-        distil(output, command)
-    except InputError as error:
-        if not error.details:
-            raise
-        file = output / NOTES
-        before = file.read_text(encoding="utf-8") if file.exists() else ""
-        storage.write_text(file, "".join(f"{line}\n" for line in (before, *error.details) if line))
-        raise InputError(f"{error} ({file} names all)") from error
-
-
-def distil(output: Path, command: str) -> None:
-    """Does what the flags say.
-
-    Args:
-        output: where everything goes.
-        command: that the user has given.
-    """
     plan = describe(output, command)
     spec = config.load_text(plan.text, FLAGS.gin_param)
     require(
@@ -211,10 +192,7 @@ def _run(folder: Path) -> runs.Run:
 
 def export_microcontroller(model: trained.Trained, folder: Path, command: str) -> None:
     """Exports the student as OUTPUT/microcontroller/, in place of what may be there."""
-    fresh = storage.temporary_beside(folder)
-    found = micro_files.write(model, fresh, None, False, command)
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.rename(folder)
+    found = micro_files.write(model, folder, None, False, command, instead=True)
     print(
         f"{folder}: {found['bytes'] / 1024:,.0f} kB of flash, "
         f"{found['arena_reserved_bytes'] / 1024:,.0f} kB of RAM, "
@@ -335,7 +313,7 @@ def choose(
 
 
 def teacher_in_words(spec: experiment.Experiment) -> str:
-    """Returns such as "FILE.keras, cut at layer 'flat', with embeddings of 64 numbers", or ""."""
+    """Returns such as "FILE.keras, with embeddings of 64 numbers, of layer 'flat'", or ""."""
     stage = next((each for each in spec.stages() if each.name == "teacher"), None)
     if stage is None:
         return ""
@@ -344,14 +322,16 @@ def teacher_in_words(spec: experiment.Experiment) -> str:
         said = f"imagenet:{teacher.name}"
     else:
         said = getattr(teacher, "file", type(teacher).__name__)
-    if layer := getattr(teacher, "layer", None):
-        said += f", cut at layer {layer!r}"
     if networks.looks_up(teacher):
         index = tasks.read_index(stage.task.data.source, FLAGS.data_dir)
         size = teacher.embeddings(index.keys[tasks.select(stage.task, index).train[:1]]).shape[1]
     else:
         size = loading.untrained_network(stage).output_shape["embedding"][-1]
-    return f"{said}, with embeddings of {size} numbers"
+    said += f", with embeddings of {size} numbers"
+    if isinstance(teacher, keras_files.KerasFile | keras_files.Application):
+        return f"{said}, of layer {teacher.embedding_layer()!r}"
+    layer = getattr(teacher, "layer", None)
+    return f"{said}, of layer {layer!r}" if layer else said
 
 
 def gain(run: runs.Run, exported: str) -> tuple[float, float] | None:
@@ -473,4 +453,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("tune", 0, "Trials that choose weights, temperatures and rate.", 0)
     flags.DEFINE_multi_string("gin_param", [], "A single setting, such as 'Recipe.epochs = 10'.")
     flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS datasets; TFDS's own if unset.")
-    run_main(main, check, goes_on=True)
+    run_main(main, check, goes_on=True, notes=lambda: Path(FLAGS.output) / NOTES)

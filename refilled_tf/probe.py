@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from refilled_tf.common import gin_files
 from refilled_tf.common.entry import no_arguments, run_main
-from refilled_tf.common.errors import InputError, require
+from refilled_tf.common.errors import InputError, joined, require
 from refilled_tf.common.progress import bar_interval
 from refilled_tf.own_images import pools, students, teachers
 
@@ -244,14 +244,13 @@ def main(_: list[str]) -> None:
     pixels, classes = of_pixels(task, FLAGS.folds, FLAGS.data_dir), len(selection.class_names)
     print(f"\n{classes} classes, {len(selection.train)} images that train, {FLAGS.folds} folds\n")
     print(f"{table([*scores, pixels])}\n\n{expectation(scores, pixels)}")
-    require(
-        not faults, f"{len(faults)} of {len(specs)} teachers are not scored: {'; '.join(faults)}"
-    )
+    if faults:
+        raise joined(faults, f"{len(faults)} of {len(specs)} teachers are not scored: ")
 
 
 def attempted(
     work: Callable[[str, teachers.Teacher], Any], pairs: Sequence[tuple[str, teachers.Teacher]]
-) -> tuple[list[Any], list[str]]:
+) -> tuple[list[Any], list[InputError]]:
     """Does something with each teacher; one that fails does not keep the others from it.
 
     Args:
@@ -269,10 +268,11 @@ def attempted(
         try:
             done.append(work(*pair))
         except InputError as error:
-            faults.append(str(error))
+            faults.append(error)
             if len(pairs) > 1:
                 print(f"{pair[0]} is left out: {error}")
-    require(bool(done), "; ".join(faults))
+    if not done:
+        raise joined(faults)
     return done, faults
 
 

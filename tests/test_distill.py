@@ -25,7 +25,7 @@ from export import trained, versions
 from refilled_tf import distill
 from refilled_tf.common import storage
 from refilled_tf.common.errors import InputError
-from refilled_tf.data import batches
+from refilled_tf.data import batches, pixels
 from refilled_tf.data.task import load
 from refilled_tf.experiment import config
 from refilled_tf.models import networks
@@ -216,7 +216,14 @@ def test_report_names_the_teacher_and_its_own_scores(done, given):
     """Of the teacher: 5·5·16 numbers feed its Dense layer, of 12×12 pixels by a stride of 2."""
     _, output, _ = done
     page = (output / "report.html").read_text(encoding="utf-8")
-    assert f"The teacher is {given[1]}, with embeddings of 400 numbers" in page
+    # The Flatten layer, as nothing says --teacher_layer; Jinja escapes the quotes.
+    (layer,) = (
+        each.name
+        for each in tf.keras.models.load_model(given[1]).layers
+        if isinstance(each, tf.keras.layers.Flatten)
+    )
+    said = f"The teacher is {given[1]}, with embeddings of 400 numbers, of layer '{layer}'"
+    assert said in html.unescape(page)
     rows = {row["stage"]: 100 * row["accuracy"] for row in _results(output)}
     said = rf"Teacher, 1NN: {rows['teacher_1nn']:.1f} %.*Teacher, LR: {rows['teacher_lr']:.1f} %"
     assert re.search(said, page, re.S)
@@ -253,6 +260,71 @@ def test_snippet_runs_where_paths_have_quotes(done, given, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     exec(program, {})
     assert re.search(r"category_name='[5-9]'", capsys.readouterr().out)
+
+
+def _alpha(image):
+    """Red in the left half, and hidden red in the right one."""
+    image.paste((255, 0, 0, 255), (0, 0, 30, 40))
+    image.paste((255, 0, 0, 0), (30, 0, 60, 40))
+    return image
+
+
+def _palette(image):
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.paste(1, (20, 10, 60, 40))
+    return image
+
+
+def _turned():
+    exif = PIL.Image.Exif()
+    exif[pixels.ORIENTATION] = 6
+    return {"exif": exif}
+
+
+GREY_16 = PIL.Image.fromarray(np.linspace(0, 65535, 2400).astype(np.uint16).reshape(40, 60))
+
+
+@pytest.mark.parametrize(
+    ("image", "kind", "options"),
+    [
+        (_alpha(PIL.Image.new("RGBA", (60, 40))), "PNG", {}),
+        (_alpha(PIL.Image.new("RGBA", (60, 40))), "WEBP", {"lossless": True, "exact": True}),
+        (_alpha(PIL.Image.new("RGBA", (60, 40))).convert("LA"), "PNG", {}),
+        (_palette(PIL.Image.new("P", (60, 40))), "PNG", {"transparency": 1}),
+        (_palette(PIL.Image.new("P", (60, 40))), "GIF", {}),
+        (GREY_16, "PNG", {}),
+        (GREY_16.point(lambda x: x / 256).convert("L"), "JPEG", {}),
+        (PIL.Image.new("CMYK", (60, 40), (0, 200, 100, 50)), "JPEG", {}),
+        (_alpha(PIL.Image.new("RGBA", (60, 40))).convert("RGB"), "JPEG", _turned()),
+    ],
+)
+def test_snippet_sees_the_pixels_that_training_sees(
+    done, tmp_path, monkeypatch, image, kind, options
+):
+    """What it hands to MediaPipe, beside what `pixels.decode` says, resized in the same way."""
+    _, output, _ = done
+    image.save(tmp_path / "photo.jpg", kind, **options)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    report = _report(output)
+    exec(distill_report.snippet(report), names)
+    side = report.data.test.images.shape[1]
+    decoded = PIL.Image.fromarray(pixels.decode((tmp_path / "photo.jpg").read_bytes()))
+    wanted = np.array(decoded.resize((side, side), PIL.Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(names["pixels"], wanted)
+
+
+def test_snippet_lays_what_is_transparent_on_white(done, tmp_path, monkeypatch):
+    _, output, _ = done
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for image, value in (
+        (PIL.Image.new("RGBA", (60, 40), (9, 9, 9, 0)), 255),
+        (PIL.Image.fromarray(np.full((40, 60), 127 * 256 + 254, np.uint16)), 127),  # the high byte
+    ):
+        image.save(tmp_path / "photo.jpg", "PNG")
+        exec(distill_report.snippet(_report(output)), names)
+        assert (names["pixels"] == value).all()
 
 
 def test_report_of_many_classes_lists_confusions_instead_of_a_matrix(done):

@@ -5,7 +5,9 @@ The order is known beforehand: embeddings that hold the class, in more and more 
 
 from __future__ import annotations
 
+import re
 import shutil
+from pathlib import Path
 
 import commands
 import numpy as np
@@ -13,6 +15,7 @@ import onnx_graphs
 import PIL.Image
 import pytest
 import tensorflow as tf
+import tiny
 
 from refilled_tf import probe
 from refilled_tf.common.errors import InputError
@@ -201,6 +204,29 @@ def test_both_commands_refuse_what_one_of_them_could_not_load(folder, tmp_path, 
     if program == "probe":
         taken = commands.run("refilled_tf.probe", *flags, "--trust_teacher", "--folds=3")
         assert taken.returncode == 0, taken.stderr
+
+
+def test_all_damaged_images_are_named_somewhere(folder, tmp_path):
+    """Of two teachers, who would both see them: each file once."""
+    images = shutil.copytree(folder / "images", tmp_path / "images")
+    damaged = [f"digit {number % 4}/{number // 4}.png" for number in range(13)]
+    for name in damaged:
+        tiny.truncate(images / name)
+    teacher = f"--teacher={folder}/pixels.keras"
+    run = commands.run(
+        "refilled_tf.probe", f"--images={images}", teacher, teacher, "--image_size=16", "--folds=3"
+    )
+    assert run.returncode == 1
+    assert "… and 3 more" in run.stderr
+    file = Path(re.search(r"\((\S+) names all\)$", run.stderr.strip())[1])
+    named = [line.split(" (it is damaged")[0] for line in file.read_text().splitlines()]
+    file.unlink()
+    # 80 % of each class train, and only those are looked at.
+    task = distill_config.task_of(str(images), None)
+    index = task.data.source.index()
+    trains = index.keys[select(task, index).train]
+    assert set(damaged) & set(trains) <= set(named) <= set(damaged)
+    assert len(named) == len(set(named)) > 10
 
 
 def test_unknown_teacher_ends_in_one_line(folder):

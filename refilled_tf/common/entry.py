@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import logging as python_logging
+import math
 import os
 import re
 import shlex
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ from pathlib import Path
 from absl import app, flags, logging
 
 from refilled_tf import import_tensorflow
-from refilled_tf.common import cluster
+from refilled_tf.common import cluster, storage
 from refilled_tf.common.errors import InputError, require
 
 INTERRUPTED = 130  # the exit status that shells give to what Ctrl-C has ended
@@ -46,6 +48,7 @@ def run_main(
     main: Callable[[list[str]], None],
     check: Callable[[list[str]], None] = no_arguments,
     goes_on: bool = False,
+    notes: Callable[[], Path] | None = None,
 ) -> None:
     """Parses flags and runs an entry point.
 
@@ -58,6 +61,7 @@ def run_main(
         main: the entry point.
         check: of its options, as far as it takes no TensorFlow, whose import takes seconds.
         goes_on: whether the same command, given again, goes on where it ended.
+        notes: says which file takes what a line has to shorten; None for a new temporary one.
     """
     again = "; the same command goes on from here" if goes_on else ""
 
@@ -68,6 +72,7 @@ def run_main(
         if not sys.warnoptions:
             warnings.simplefilter("ignore")
         try:
+            _require_finite_flags()
             check(argv)
             import_tensorflow()
             main(argv)
@@ -80,7 +85,7 @@ def run_main(
             if gone is not None:
                 said, status = f"\nerror: {gone}{_TOGETHER}", cluster.LOST
             elif isinstance(error, InputError):
-                said, status = f"error: {error}", 1
+                said, status = f"error: {error}{_all_named(error, notes)}", 1
             elif refused is not None:
                 said, status = f"error: {refused}{again}", 1
             else:
@@ -94,6 +99,41 @@ def run_main(
         sys.exit(status)
 
     app.run(guarded)
+
+
+def _all_named(error: InputError, notes: Callable[[], Path] | None) -> str:
+    """Writes all that an error is about to a file, and says so, where its line is too short."""
+    if not error.details:
+        return ""
+    try:
+        path = _temporary_file() if notes is None else notes()
+        before = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        lines = dict.fromkeys([*before, *error.details])
+        storage.write_text(path, "".join(f"{line}\n" for line in lines if line))
+    except OSError as refused:
+        return f" (all of them cannot be written: {refused})"
+    return f" ({path} names all)"
+
+
+def _temporary_file() -> Path:
+    handle, name = tempfile.mkstemp(prefix="refilled_tf-", suffix=".txt")
+    os.close(handle)
+    return Path(name)
+
+
+def _require_finite_flags() -> None:
+    """Rejects infinite numbers and NaN, which options take for floats, and which obey any bound.
+
+    Raises:
+        InputError: naming the first.
+    """
+    for name in flags.FLAGS:
+        flag = flags.FLAGS[name]
+        for value in flag.value if isinstance(flag.value, list) else (flag.value,):
+            require(
+                not isinstance(value, float) or math.isfinite(value),
+                f"--{name}={value} must be a finite number",
+            )
 
 
 def lost(error: BaseException) -> str | None:

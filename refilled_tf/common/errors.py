@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import typing
@@ -47,9 +48,16 @@ def listed(items: Sequence[str], separator: str = ", ", shown: int | None = SHOW
     return separator.join(first)
 
 
-def details(items: Sequence[str]) -> Sequence[str]:
+def details(items: Sequence[str], shown: int = SHOWN) -> Sequence[str]:
     """Returns items that `listed` shortens, as the details of an InputError; () of fewer."""
-    return items if len(items) > SHOWN else ()
+    return items if len(items) > shown else ()
+
+
+def joined(errors: Sequence[InputError], opening: str = "") -> InputError:
+    """Makes one error of several; what they all say is said once."""
+    messages = dict.fromkeys(map(str, errors))
+    lines = dict.fromkeys(line for error in errors for line in error.details)
+    return InputError(opening + "; ".join(messages), tuple(lines))
 
 
 def gin_param(option: str, value: str) -> str:
@@ -132,10 +140,15 @@ def require_not_negative(owner: object, *names: str) -> None:
 def _require_each(owner: object, name: str, holds: Callable[[Any], bool], wanted: str) -> None:
     value = getattr(owner, name)
     for each in value if isinstance(value, list | tuple) else (value,):
-        require(holds(each), f"{type(owner).__name__}.{name}={each} must be {wanted}")
+        finite = not isinstance(each, float) or math.isfinite(each)
+        require(
+            finite and holds(each),
+            f"{type(owner).__name__}.{name}={each} must be "
+            + (wanted if finite else "a finite number"),
+        )
 
 
-def require(condition: bool, message: str) -> None:
-    """Raises InputError with `message` unless `condition` holds."""
+def require(condition: bool, message: str, details: Sequence[str] = ()) -> None:
+    """Raises InputError with `message` and `details` unless `condition` holds."""
     if not condition:
-        raise InputError(message)
+        raise InputError(message, details)

@@ -36,18 +36,26 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def appearing(folder: Path) -> Iterator[Path]:
+def appearing(folder: Path, instead: bool = False) -> Iterator[Path]:
     """Yields an empty folder beside `folder`, and renames it to that when all went well.
 
-    Its name is hidden, and no number, which a server passes over.
+    Its name is hidden, and no number, which a server passes over. What writers that were killed
+    have left of the same folder is removed.
+
+    Args:
+        folder: to be written.
+        instead: whether it takes the place of one that is there, whatever that holds.
 
     Raises:
         InputError: the folder cannot be written, or is there by now and not empty.
     """
     temporary = temporary_beside(folder)
     try:
+        remove_abandoned(folder.parent, folder.name)
         temporary.mkdir(parents=True)
         yield temporary
+        if instead:
+            shutil.rmtree(folder, ignore_errors=True)
         os.rename(temporary, folder)  # unlike os.replace of a file, not over one with content
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error}") from error
@@ -101,6 +109,12 @@ def _runs(pid: int) -> bool:
     except PermissionError:  # somebody else's
         return True
     return True
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is the system's own, not what a person put there."""
+    # macOS puts a folder of the latter name into its archives.
+    return name.startswith((".", "__MACOSX"))
 
 
 def nearest_existing(place: Path) -> Path:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import gin
 import numpy as np
 
-from refilled_tf.common.errors import require, require_whole
+from refilled_tf.common.errors import details, listed, require, require_whole
 from refilled_tf.data import unlabelled
 from refilled_tf.data.task import Examples, Task, load, read_index, select
 
@@ -131,10 +131,11 @@ def pool(task: Task, data_dir: str | None = None) -> Examples:
     """
     data = load(task, data_dir)
     together = unlabelled.joined([data.train, data.test])
-    missing = np.setdiff1d(facts(task, data_dir).keys, together.keys)
+    missing = np.setdiff1d(facts(task, data_dir).keys, together.keys).tolist()
     require(
-        len(missing) == 0,
+        not missing,
         f"{len(missing)} image(s) cannot be decoded, which tasks are drawn from: "
-        f"{', '.join(missing[:5])}; Data.on_corrupt='skip' does not go with them",
+        f"{listed(missing)}; Data.on_corrupt='skip' does not go with them",
+        details(missing),
     )
     return together

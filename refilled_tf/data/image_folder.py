@@ -5,7 +5,8 @@ FOLDER/train/CLASS/*, FOLDER/test/CLASS/*  as they are; what is in val/ trains t
                                            images are held out of the training images where they
                                            are wanted; without test/, val/ takes its place
 
-Training/, valid/, Testing/ and their like are train/, val/ and test/.
+Training/, valid/, test_set/ and their like (`SPLITS`) are train/, val/ and test/; of train/train/,
+as some archives have it, the inner one counts.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import dataclasses
 import functools
 import hashlib
 import os
+import re
 import shlex
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -24,9 +26,10 @@ from typing import Literal, NamedTuple
 
 import gin
 import numpy as np
+import PIL.Image
 import tensorflow as tf
 
-from refilled_tf.common import settings
+from refilled_tf.common import settings, storage
 from refilled_tf.common.errors import (
     SHOWN,
     InputError,
@@ -43,10 +46,12 @@ from refilled_tf.data.sources import Index
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 # Names of folders that say what is in them, in any case.
 SPLITS = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
+    "train": "train|training",
+    "val": "val|valid|validation|eval|evaluation|dev",
+    "test": "test|testing",
 }
+# What may stand around them, as in training_set/, test1/ and seg_train/.
+AROUND = r"(?:(?:seg|data|images?)[ _-])?(?:{})(?:[ _-]?(?:set|data|images?))?(?:[ _-]?\d+)?"
 # Fewer than these leave next to nothing for both sides of a split.
 FEW = 10
 
@@ -243,6 +248,7 @@ class ImageFolder:
             f"ImageFolder.folder={self.folder}: {listed(torn, '; ')} differ in case, blanks or "
             "Unicode form alone, and one has only training or only test images; rename their "
             "folders to the same name",
+            details(torn),
         )
 
     @property
@@ -273,16 +279,16 @@ def _survey(root: Path) -> Survey:
     files: list[tuple[str, Path]] = []
     others: list[tuple[Path, str]] = []
     without: list[Path] = []
-    for split, folder in _split_folders(root):
+    parts = _split_folders(root)
+    if parts != [("", root)]:
+        others += [(path, _why_loose(path)) for path in _visible(root) if not path.is_dir()]
+    for split, folder in parts:
         if split is None:
             others.append((folder, "they have no folders of classes"))
             continue
         for path in _visible(folder):
             if not path.is_dir():
-                why = (
-                    "they lie in no class's folder" if _may_be_image(path) else "they are no images"
-                )
-                others.append((path, _why_passed_over(path, why)))
+                others.append((path, _why_loose(path)))
                 continue
             count = len(files)
             for file in _visible(path):
@@ -311,9 +317,33 @@ def _survey(root: Path) -> Survey:
     return Survey(_examined(root, listing), passed_over)
 
 
+def fault_in(file: Path) -> str | None:
+    """Says why an image cannot be read, as far as its header tells.
+
+    Returns:
+        "" of one that may be read; None of a file that neither calls itself an image nor is one.
+    """
+    if pixels.is_image(file):
+        return ""
+    try:
+        pixels.opened(file.read_bytes())
+        return ""
+    except (OSError, InputError) as error:
+        too_large = isinstance(error.__cause__, PIL.Image.DecompressionBombError)
+        return str(error) if too_large or file.suffix.lower() in SUFFIXES else None
+
+
 def _may_be_image(file: Path) -> bool:
     """Whether a file calls itself an image, or is one by its content."""
-    return file.is_file() and (file.suffix.lower() in SUFFIXES or pixels.is_image(file))
+    if not file.is_file():
+        return False
+    return file.suffix.lower() in SUFFIXES or fault_in(file) is not None
+
+
+def _why_loose(path: Path) -> str:
+    """Says why a file that lies in no class's folder is passed over."""
+    why = "they lie in no class's folder" if _may_be_image(path) else "they are no images"
+    return _why_passed_over(path, why)
 
 
 def _why_passed_over(path: Path, otherwise: str) -> str:
@@ -347,7 +377,8 @@ def _require_level(root: Path, files: Sequence, without: Sequence[Path]) -> None
             f"ImageFolder.folder={root}: its images lie deeper than {root.name}/CLASS/*, such as "
             f"{deeper[0][1].relative_to(root).as_posix()}; give one of the folders "
             f"{listed([shlex.quote(str(path)) for path, _ in deeper])} instead (--images), or move "
-            "what is in them one folder up"
+            "what is in them one folder up",
+            details([str(path) for path, _ in deeper]),
         )
     loose = [path for path in _visible(root) if _may_be_image(path)]
     require(
@@ -417,23 +448,32 @@ def _require_utf8(root: Path, file: Path) -> None:
         raise InputError(f"ImageFolder.folder={root}: {name!r} is not UTF-8; rename it") from error
 
 
+def split_named(name: str) -> str | None:
+    """Returns "train", "val" or "test" if a folder's name says so."""
+    return next(
+        (
+            split
+            for split, names in SPLITS.items()
+            if re.fullmatch(AROUND.format(names), name.casefold())
+        ),
+        None,
+    )
+
+
 def _split_folders(root: Path) -> list[tuple[str | None, Path]]:
     """Returns (split, folder of classes) of each; a class may well be named "train".
 
     The split is None of a test folder without classes, whose place another folder takes.
     """
     folders = [path for path in _visible(root) if path.is_dir()]
-    called = {
-        path: split
-        for split, names in SPLITS.items()
-        for path in folders
-        if path.name.casefold() in names
-    }
-    there = [path for path in called if any(each.is_dir() for each in _visible(path))]
+    called = {path: split for path in folders if (split := split_named(path.name))}
+    inner = {path: _unwrapped(path) for path in called}
+    there = [path for path in called if any(each.is_dir() for each in _visible(inner[path]))]
+    without = [path for path in called if path not in there and _image_below(path)]
     if not there:
+        _require_classes(root, [inner[path] for path in without])
         return [("", root)]
     splits = [called[path] for path in there]
-    without = [path for path in called if path not in there and _image_below(path)]
     strays = [path for path in folders if path not in there]
     names = ", ".join(path.name for path in (*there, *strays))
     twice = [path.name for path in there if splits.count(called[path]) > 1]
@@ -443,9 +483,12 @@ def _split_folders(root: Path) -> list[tuple[str | None, Path]]:
     )
     if "train" in splits and strays == without:
         if len(there) > 1:
-            return [*((called[path], path) for path in there), *((None, path) for path in without)]
+            return [
+                *((called[path], inner[path]) for path in there),
+                *((None, path) for path in without),
+            ]
         if without:
-            train, other = there[0], without[0]
+            train, other = inner[there[0]], without[0]
             raise InputError(
                 f"ImageFolder.folder={root}: {other.name}/ has images but no folders of classes, "
                 f"so that nothing can be scored on them. Give {shlex.quote(str(train))} instead "
@@ -453,22 +496,54 @@ def _split_folders(root: Path) -> list[tuple[str | None, Path]]:
             )
     advice = ""
     if splits == ["train"] and not strays:
+        train = inner[there[0]]
         advice = (
-            f". Give {shlex.quote(str(there[0]))} instead "
-            f"(--images={shlex.quote(str(there[0]))}), whose images are then split by a seed"
+            f". Give {shlex.quote(str(train))} instead "
+            f"(--images={shlex.quote(str(train))}), whose images are then split by a seed"
         )
+    elif neither := [path.name for path in strays if path not in called]:
+        advice = f". Rename {listed(neither)} to one of these, or move it out of {root.name}/"
     require(
         "train" in splits and len(there) > 1 and not strays,
         f"ImageFolder.folder={root} has the folders {names}; wanted are either "
         f"CLASS/* alone, or train/CLASS/* and test/CLASS/* and maybe val/CLASS/*{advice}",
     )
-    return [(called[path], path) for path in there]
+    return [(called[path], inner[path]) for path in there]
+
+
+def _unwrapped(folder: Path) -> Path:
+    """Returns FOLDER/NAME if that is what a folder of this name has in place of images."""
+    inside = _visible(folder)
+    if [path.name.casefold() for path in inside] != [folder.name.casefold()]:
+        return folder
+    return _unwrapped(inside[0]) if inside[0].is_dir() else folder
+
+
+def _require_classes(root: Path, splits: Sequence[Path]) -> None:
+    """Rejects train/* and test/*: their names say that they are no classes.
+
+    Args:
+        root: the folder.
+        splits: those in it that are named as splits are, and hold images in no class's folder.
+    """
+    if len(splits) < 2:
+        return
+    first, *_ = sorted(splits, key=lambda path: split_named(path.name) != "train")
+    names = " and ".join(f"{path.name}/" for path in splits)
+    image = _image_below(first)
+    raise InputError(
+        f"ImageFolder.folder={root}: {names} have images (such as "
+        f"{image.relative_to(root).as_posix() if image else first.name}) but no folders of "
+        "classes, so that nothing says what is in an image. Wanted are either CLASS/* alone, or "
+        "train/CLASS/* and test/CLASS/*: make a folder for each class in "
+        f"{shlex.quote(str(first))}, move its images there, and give --images="
+        f"{shlex.quote(str(first))}, whose images are then split by a seed. If these are classes, "
+        "rename their folders"
+    )
 
 
 def _visible(folder: Path) -> list[Path]:
-    # macOS puts a folder of that name into its archives.
-    hidden = (".", "__MACOSX")
-    return sorted(path for path in folder.iterdir() if not path.name.startswith(hidden))
+    return sorted(path for path in folder.iterdir() if not storage.is_hidden(path.name))
 
 
 @functools.lru_cache(maxsize=4)
@@ -509,6 +584,9 @@ def notes(survey: Survey, shown: int | None = SHOWN, where: str = "") -> list[st
         ],
         "classes of their own, though they differ in case, blanks or Unicode form alone": [
             " and ".join(group) for group in survey.twins()
+        ],
+        "taken for a class, though it is called as training or test images are": [
+            name for name in names if not survey.has_splits and split_named(name)
         ],
         "corrupt": [f"{photo.key} ({photo.fault})" for photo in survey.photos if photo.fault],
         "the same file": [" = ".join(photo.key for photo in group) for group in survey.copies()],

@@ -29,11 +29,12 @@ from refilled_tf.common.errors import InputError, require
 from refilled_tf.common.quiet import muted
 
 # Importing it makes the dataset known to TFDS.
-from refilled_tf.data import mini_imagenet  # noqa: F401
+from refilled_tf.data import mini_imagenet, pixels  # noqa: F401
 from refilled_tf.data.resizing import to_square, to_uint8
 
 PNG_BITS = 24  # where such a file says how many bits a pixel's channel has
 PNG = b"\x89PNG\r\n\x1a\n"  # what such a file begins with
+MARKS = (b"tRNS", *pixels.PNG_TURNS)  # and what stands in one that a viewer shows otherwise
 # What TFDS raises for a name that it does not know; the latter two for its config or version.
 UNKNOWN_DATASET = (tfds.core.DatasetNotFoundError, ValueError, AssertionError)
 
@@ -154,7 +155,9 @@ class TfdsSource:
         name: the TFDS name, such as "caltech_birds2011".
         splits: the splits to read; the images of "train" are those that train.
         key: the string feature that identifies an image.
-        box: the bounding-box feature to crop to; None takes the whole image.
+        box: the bounding-box feature to crop to; None takes the whole image. A box is of the pixels
+            as they are stored, so with one an image stays as it is, whatever its EXIF orientation
+            and its transparent colour; without, it is what a viewer shows.
         class_name: the string feature that holds the class's name, for datasets whose label
             feature has no names.
         superclass: the label feature of the superclass, if there is one.
@@ -224,19 +227,26 @@ class TfdsSource:
             key = example[self.key]
             return positions.lookup(key if key.dtype == tf.string else tf.as_string(key))
 
-        def decode(example):
-            box = example[self.box] if self.box else None
-            return position(example), decode_image(example["image"], box, size)
-
         builder = self.builder(data_dir)
-        decoded = (
-            self._read(builder, split, ["image", self.key, self.box])
-            .filter(lambda example: position(example) >= 0)
-            .map(decode, num_parallel_calls=tf.data.AUTOTUNE)
-            for split in self.splits
+        examples = functools.reduce(
+            tf.data.Dataset.concatenate,
+            (
+                self._read(builder, split, ["image", self.key, self.box]).filter(
+                    lambda example: position(example) >= 0
+                )
+                for split in self.splits
+            ),
         )
-        together = functools.reduce(tf.data.Dataset.concatenate, decoded)
-        return _collect(together, len(keys), size)
+        if self.box:  # of the stored pixels
+            decoded = examples.map(
+                lambda each: (position(each), decode_image(each["image"], each[self.box], size)),
+                num_parallel_calls=tf.data.AUTOTUNE,
+            )
+        else:
+            decoded = _decode_whole(
+                examples.map(lambda each: (position(each), each["image"])), size
+            )
+        return _collect(decoded, len(keys), size)
 
     def encoded(self, keys, data_dir: str | None) -> Iterator[tuple[int, bytes]]:
         """Yields the files as the dataset holds them."""
@@ -307,7 +317,7 @@ class Record(NamedTuple):
         trains: whether it is in a file that trains.
         label: number of its class.
         text: its class's name, or empty.
-        encoded: the JPEG or PNG.
+        encoded: the image's file.
     """
 
     key: str
@@ -323,9 +333,9 @@ class Record(NamedTuple):
 class ExampleFiles:
     """TFRecord files of tf.Examples, such as TFX's ExampleGen writes.
 
-    An example holds a JPEG or PNG as its feature "image/encoded", the number of its class as
-    "image/class/label" and, if the class has a name, this as "image/class/text". The classes are
-    the labels that occur, ascending.
+    An example holds an image, such as a JPEG or PNG, as its feature "image/encoded", the number of
+    its class as "image/class/label" and, if the class has a name, this as "image/class/text". The
+    classes are the labels that occur, ascending. An image is read as a viewer shows it.
 
     Attributes:
         train: patterns of the files that train; files that end in .gz are compressed.
@@ -397,14 +407,10 @@ class ExampleFiles:
         dataset = tf.data.Dataset.from_generator(
             lambda: self.encoded(keys), output_signature=signature
         )
-        dataset = dataset.map(
-            lambda row, encoded: (row, decode_image(encoded, None, size)),
-            num_parallel_calls=tf.data.AUTOTUNE,
-        )
-        return _collect(dataset, len(keys), size)
+        return _collect(_decode_whole(dataset, size), len(keys), size)
 
     def encoded(self, keys, data_dir: str | None = None) -> Iterator[tuple[int, bytes]]:
-        """Yields the JPEGs and PNGs."""
+        """Yields the images' files."""
         rows = {key: row for row, key in enumerate(keys)}
         for record in self._records():
             if record.key in rows:
@@ -475,6 +481,39 @@ def _collect(dataset: tf.data.Dataset, count: int, size: int) -> tuple[np.ndarra
     for rows, decoded in dataset.ignore_errors().batch(64).as_numpy_iterator():
         images[rows], readable[rows] = decoded, True
     return images, readable
+
+
+def _decode_whole(dataset: tf.data.Dataset, size: int) -> tf.data.Dataset:
+    """Decodes a dataset of (row, file) as a viewer shows them, and resizes them to size×size."""
+
+    def for_graph(files: np.ndarray) -> np.ndarray:
+        return np.array([_for_graph(file) for file in files], object)
+
+    def made(rows: tf.Tensor, files: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        seen = tf.numpy_function(for_graph, [files], tf.string, stateful=False)
+        return rows, tf.ensure_shape(seen, files.shape)
+
+    # Many at a time, as each call into Python takes as long as to decode a small image.
+    return (
+        dataset.batch(64)
+        .map(made)
+        .unbatch()
+        .map(
+            lambda row, file: (row, decode_image(file, None, size)),
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
+    )
+
+
+def _for_graph(encoded: bytes) -> bytes:
+    """Does what `pixels.for_graph` does; what is no image stays what it is."""
+    # Most PNGs are as they should be, which is quicker to see than to have Pillow open them.
+    if encoded.startswith(PNG) and not any(mark in encoded for mark in MARKS):
+        return encoded
+    try:
+        return pixels.for_graph(encoded)
+    except InputError:
+        return encoded  # and the decoder refuses it in its turn
 
 
 def decode_image(encoded: tf.Tensor, box: tf.Tensor | None, size: int) -> tf.Tensor:

@@ -271,6 +271,7 @@ def select(task: Task, index: Index) -> Partition:
             not short,
             f"the split leaves class {listed(short)} without {what} images; add images, or "
             f"{advice}",
+            details(short),
         )
     return Partition(classes, train, test, names)
 
@@ -311,7 +312,7 @@ def load(task: Task, data_dir: str | None = None) -> TaskData:
                 f"{gin_param('Data.on_corrupt', 'skip')}",
                 details(named),
             )
-        logging.warning("skipped: %s", message + listed(corrupt))
+        logging.warning("skipped: %s", message + ", ".join(corrupt))
 
     def examples(part: np.ndarray, start: int) -> Examples:
         kept = readable[start : start + len(part)]

@@ -21,8 +21,8 @@ import gin
 import numpy as np
 from absl import logging
 
-from refilled_tf.common import settings
-from refilled_tf.common.errors import InputError, require
+from refilled_tf.common import settings, storage
+from refilled_tf.common.errors import InputError, details, listed, require
 from refilled_tf.data import image_folder, pixels
 from refilled_tf.data.sources import Index, Source
 from refilled_tf.data.task import Examples, Images, Task, read_index, select
@@ -71,8 +71,17 @@ class PhotoFolder:
         Raises:
             InputError: there are no images.
         """
-        keys = [key for key, _ in _listing(self._root) if pixels.is_image(self._root / key)]
-        require(bool(keys), f"PhotoFolder.folder={self.folder} holds no image at any depth")
+        faults = {key: image_folder.fault_in(self._root / key) for key, _ in _listing(self._root)}
+        keys = [key for key, fault in faults.items() if fault == ""]
+        lost = [f"{key} ({fault})" for key, fault in faults.items() if fault]
+        require(
+            bool(keys),
+            f"PhotoFolder.folder={self.folder} holds no image at any depth"
+            + (f" that can be read: {listed(lost)}" if lost else ""),
+            details(lost),
+        )
+        if lost:
+            logging.warning("%d unlabelled images cannot be read: %s", len(lost), ", ".join(lost))
         count = len(keys)
         return Index(np.array(keys), np.full(count, -1, np.int32), np.ones(count, bool), ())
 
@@ -119,11 +128,10 @@ def load(task: Task, data_dir: str | None = None) -> Unlabelled:
         )
         parts.append(_examples(source, keys, task.data.load_size, data_dir))
     if left_out:
-        shown = ", ".join(left_out[:10]) + (", …" if len(left_out) > 10 else "")
         logging.warning(
             "%d unlabelled images are left out, as the task is scored on them: %s",
             len(left_out),
-            shown,
+            listed(left_out),
         )
     return Unlabelled(joined(parts), tuple(left_out))
 
@@ -150,7 +158,7 @@ def _examples(source: Source, keys: np.ndarray, size: int, data_dir: str | None)
         images, readable = source.images(keys, size, data_dir)
         if not readable.all():
             lost = keys[~readable].tolist()
-            logging.warning("%d unlabelled images are damaged: %s", len(lost), ", ".join(lost[:10]))
+            logging.warning("%d unlabelled images are damaged: %s", len(lost), ", ".join(lost))
             images, keys = images[readable], keys[readable]
     return Examples(images, np.full(len(keys), -1, np.int32), keys)
 
@@ -258,9 +266,9 @@ def _listing(root: Path) -> tuple[tuple[str, int], ...]:
     require(root.is_dir(), f"PhotoFolder.folder={root} is not a folder")
     found = []
     for folder, subfolders, files in os.walk(root):
-        subfolders[:] = [name for name in subfolders if not name.startswith((".", "__MACOSX"))]
+        subfolders[:] = [name for name in subfolders if not storage.is_hidden(name)]
         for name in files:
             path = Path(folder, name)
-            if not name.startswith(".") and path.is_file():
+            if not storage.is_hidden(name) and path.is_file():
                 found.append((path.relative_to(root).as_posix(), path.stat().st_size))
     return tuple(sorted(found))

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from refilled_tf.common import settings
-from refilled_tf.common.errors import InputError, require
+from refilled_tf.common.errors import InputError, details, listed, require
 from refilled_tf.models.keras_files import content_hash
 
 
@@ -54,6 +54,7 @@ class EmbeddingFile:
             f"EmbeddingFile.file={self.file} misses {len(missing)} of {len(keys)} images: "
             f"{', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}; it has {len(rows)}, "
             f"such as {next(iter(rows), 'none')!r}",
+            details(missing, 3),
         )
         return embeddings[[rows[key] for key in keys]]
 
@@ -98,7 +99,8 @@ def _read(file: EmbeddingFile) -> tuple[dict[str, int], np.ndarray]:
     bad = paths[~np.isfinite(embeddings).all(axis=1)].tolist()
     require(
         not bad,
-        f"{what}: {len(bad)} embeddings have NaN or infinite numbers: {', '.join(bad[:3])}",
+        f"{what}: {len(bad)} embeddings have NaN or infinite numbers: {listed(bad)}",
+        details(bad),
     )
     rows = {path: row for row, path in enumerate(paths.tolist())}
     require(len(rows) == len(paths), f"{what}: {len(paths) - len(rows)} of its paths repeat")

@@ -88,10 +88,19 @@ class KerasFile:
         _require_round_trip(self, image_size)
         return self._backbone(image_size)
 
+    def embedding_layer(self) -> str:
+        """Returns the name of the layer that the network is cut at; see `layer`."""
+        network, embedding = self._cut()
+        return tf.keras.Model(network.input, embedding).output_names[0]
+
     def _backbone(self, image_size: int) -> tf.keras.Model:
-        network = _read(self.file, self.trusted)
-        embedding = embedding_of(network, self.layer, f"KerasFile.file={self.file}")
+        network, embedding = self._cut()
         return as_backbone(network.input, embedding, image_size, preprocess(self.preprocessing))
+
+    def _cut(self) -> tuple[tf.keras.Model, tf.Tensor]:
+        """Returns the network as it is saved, and its embedding."""
+        network = _read(self.file, self.trusted)
+        return network, embedding_of(network, self.layer, f"KerasFile.file={self.file}")
 
 
 @gin.register
@@ -150,6 +159,13 @@ class Application:
         embedding = embedding_of(network, self.layer or network.layers[-1].name, what)
         own = sys.modules[make.__module__].preprocess_input
         return as_backbone(network.input, embedding, image_size, own)
+
+    def embedding_layer(self) -> str:
+        """Returns the name of the layer whose output, averaged over space, is the embedding."""
+        if self.layer is not None:
+            return self.layer
+        make = getattr(tf.keras.applications, self.name)
+        return make(weights=None, include_top=False).output_names[0]
 
     def _downloaded(self, make: Callable[..., tf.keras.Model], size: int) -> list[np.ndarray]:
         try:

@@ -7,6 +7,7 @@ al., 2019).
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -37,7 +38,7 @@ class _Application:
     def __post_init__(self):
         name = type(self).__name__
         require(
-            self.width > 0 and self.width >= self.least_width,
+            0 < self.width < math.inf and self.width >= self.least_width,
             f"{name}.width={self.width} must be positive"
             + (f" and at least {self.least_width}" if self.least_width else "")
             + ", such as 0.25",

@@ -30,7 +30,11 @@ import mediapipe as mp
 import numpy as np
 from PIL import Image, ImageOps
 
-photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
+photo = ImageOps.exif_transpose(Image.open("photo.jpg"))
+if photo.mode.startswith("I"):  # 16 bits, of which training sees the upper 8
+    photo = Image.fromarray((np.asarray(photo) // 256).astype(np.uint8))
+photo = photo.convert("RGBA")  # and what is transparent on white
+photo = Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo).convert("RGB")
 pixels = np.array(photo.resize(({side}, {side}), Image.Resampling.BILINEAR))
 file = {file!r}
 with mp.tasks.vision.ImageClassifier.create_from_model_path(file) as classifier:
@@ -166,7 +170,10 @@ def html(what: Report) -> str:
 
 
 def snippet(what: Report) -> str:
-    """Returns Python that classifies a photo by the smallest file, as its images were seen."""
+    """Returns Python that classifies a photo by the smallest file, as its images were seen.
+
+    It needs nothing of this project, and so says itself what `pixels.decode` does.
+    """
     file = what.output.resolve() / "tflite" / what.tflite["rows"][-1]["name"]
     side = what.data.test.images.shape[1]
     return SNIPPET.format(file=str(file), side=side)

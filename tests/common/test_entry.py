@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import commands
 import pytest
@@ -16,19 +18,24 @@ from refilled_tf.common import cluster, entry
 
 PROGRAM = """
 import sys, warnings
+from pathlib import Path
+from absl import flags
 from refilled_tf.common.entry import run_main
 from refilled_tf.common.errors import InputError
+
+flags.DEFINE_float("ratio", 0.5, "", 0.0)
+flags.DEFINE_multi_float("rates", [0.5], "")
 
 def main(argv):
     warnings.warn("of some library")
     {body}
 
-run_main(main, goes_on=True)
+run_main(main, goes_on=True, notes={notes})
 """
 
 
-def _run(body, **extra):
-    command = [sys.executable, "-c", PROGRAM.format(body=body)]
+def _run(body, options=(), notes=None, **extra):
+    command = [sys.executable, "-c", PROGRAM.format(body=body, notes=notes), *options]
     return subprocess.run(
         command,
         env=commands.environment(**extra),
@@ -56,6 +63,42 @@ def test_ends_in_a_line(body, status, said):
     done = _run(body)
     assert done.returncode == status
     assert done.stderr.strip() == said
+
+
+NUMBERS = "[str(number) for number in range(13)]"
+
+
+def test_what_the_line_shortens_is_in_a_file_that_it_names():
+    done = _run(f"raise InputError('13 are wrong: 0, 1, …', {NUMBERS})")
+    assert done.returncode == 1
+    found = re.fullmatch(r"error: 13 are wrong: 0, 1, … \((\S+) names all\)", done.stderr.strip())
+    file = Path(found[1])
+    # Each a line, in their order.
+    assert file.read_text() == "".join(f"{number}\n" for number in range(13))
+    file.unlink()
+
+
+def test_what_the_line_shortens_is_added_to_a_command_s_own_file(tmp_path):
+    """Once, however often the command is given."""
+    notes = tmp_path / "out/notes.txt"
+    notes.parent.mkdir()
+    notes.write_text("of before\n")
+    for _ in range(2):
+        body = f"raise InputError('13 are wrong', {NUMBERS})"
+        done = _run(body, notes=f"lambda: Path({str(notes)!r})")
+        assert done.stderr.strip() == f"error: 13 are wrong ({notes} names all)"
+    assert notes.read_text().split() == ["of", "before", *map(str, range(13))]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("ratio", "nan"), ("ratio", "inf"), ("rates", "-inf"), ("rates", "1e999")]
+)
+def test_numbers_that_are_not_finite_are_refused(option, value):
+    """Which absl takes for floats; NaN obeys any bound."""
+    done = _run("pass", (f"--{option}={value}",))
+    assert done.returncode == 1
+    shown = float(value)
+    assert done.stderr.strip() == f"error: --{option}={shown} must be a finite number"
 
 
 def test_a_fault_of_ours_keeps_its_traceback():

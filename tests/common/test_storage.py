@@ -122,3 +122,34 @@ def test_what_dead_writers_left_is_removed(tmp_path):
     assert not dead.exists()
     left = [f".{os.getpid()}-1700000000", ".hidden-1", mine.name, other.name, path.name]
     assert sorted(each.name for each in tmp_path.iterdir()) == sorted(left)
+
+
+@pytest.mark.parametrize("instead", [False, True])
+def test_folders_that_dead_writers_left_are_removed(tmp_path, instead):
+    """Of this folder alone: another's writer may be alive on another machine."""
+    folder = tmp_path / "microcontroller"
+    mine, others = storage.temporary_beside(folder), storage.temporary_beside(tmp_path / "other")
+    left, other = (
+        tmp_path / each.name.replace(f"@{os.getpid()}-", f"@{_dead()}-") for each in (mine, others)
+    )
+    for path in (left, other, *([folder] if instead else ())):
+        (path / "src").mkdir(parents=True)
+        (path / "src/half.cc").touch()
+    with storage.appearing(folder, instead) as temporary:
+        assert not left.exists()
+        (temporary / "model.cc").touch()
+        assert folder.exists() == instead
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([other.name, folder.name])
+    assert [path.name for path in folder.iterdir()] == ["model.cc"]
+
+
+def test_a_folder_with_content_is_replaced_only_where_that_is_said(tmp_path):
+    (tmp_path / "out/src").mkdir(parents=True)
+    with (
+        pytest.raises(InputError, match="out cannot be written"),
+        storage.appearing(tmp_path / "out"),
+    ):
+        pass
+    with pytest.raises(ValueError, match="ours"), storage.appearing(tmp_path / "out", True):
+        raise ValueError("ours")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["src"]

@@ -136,7 +136,14 @@ def test_folders_of_an_archive_are_passed_over(parted):
 
 
 @pytest.mark.parametrize(
-    "names", [("Training", "Valid", "Testing"), ("train", "validation", "TEST")]
+    "names",
+    [
+        ("Training", "Valid", "Testing"),
+        ("train", "validation", "TEST"),
+        ("training_set", "dev", "test_set"),
+        ("seg_train", "eval", "seg_test"),
+        ("train_data", "evaluation", "test1"),
+    ],
 )
 def test_other_names_of_splits(parted, names):
     for old, new in zip(("train", "val", "test"), names, strict=True):
@@ -144,6 +151,46 @@ def test_other_names_of_splits(parted, names):
     data = load(_task(parted))
     assert {key.split("/")[0] for key in data.train.keys} == set(names[:2])
     assert {key.split("/")[0] for key in data.test.keys} == {names[2]}
+
+
+@pytest.mark.parametrize(
+    "name", ["train_station", "pretrain", "training_set_b", "a_test", "latest"]
+)
+def test_names_that_are_of_no_split(flat, name):
+    """Each holds the word for one."""
+    for old, new in (("cat", name), ("dog", f"{name}_test_tube")):
+        (flat / old).rename(flat / new)
+    source = ImageFolder(str(flat))
+    assert source.index().class_names == (name, f"{name}_test_tube")
+    assert notes(source.survey()) == []
+
+
+def test_split_folders_may_lie_in_folders_of_their_names(parted):
+    """As training_set/training_set/ and test_set/test_set/ in an archive of cats and dogs."""
+    for split in ("train", "test"):
+        (parted / split).rename(parted / "inner")
+        (parted / split).mkdir()
+        (parted / "inner").rename(parted / split / split.upper())
+    data = load(_task(parted))
+    assert data.class_names == ("cat", "dog")
+    # As in test_split_folders_are_kept_and_val_trains_too.
+    assert (len(data.train.keys), len(data.test.keys)) == (12, 4)
+    assert {key.split("/")[1] for key in data.test.keys} == {"TEST"}
+
+
+def test_files_beside_split_folders_are_named(parted):
+    _save(parted / "cover.png", 99)
+    (parted / "labels.csv").write_text("mine")
+    text = notes(ImageFolder(str(parted)).survey())
+    assert "passed over, as they lie in no class's folder: cover.png" in text
+    assert "passed over, as they are no images: labels.csv" in text
+
+
+def test_a_class_named_as_a_split_is_noted(flat):
+    """It may be a vehicle, and it may be Kaggle's train/cat.0.jpg beside a folder called images."""
+    (flat / "cat").rename(flat / "train")
+    (note,) = notes(ImageFolder(str(flat)).survey())
+    assert note == ("taken for a class, though it is called as training or test images are: train")
 
 
 def test_flat_test_folder_beside_val_is_passed_over(parted):
@@ -388,6 +435,18 @@ def _flat_test(folder):
     _save(folder / "test/1.png", 99)
 
 
+def _flat_splits(folder):
+    for old, new in (("cat", "train"), ("dog", "test")):
+        (folder / old).rename(folder / new)
+
+
+def _flat_numbered_test(folder):
+    """Kaggle's cats and dogs, unpacked."""
+    (folder / "cat").rename(folder / "train")
+    (folder / "test1").mkdir()
+    (folder / "dog").rename(folder / "test1/test1")
+
+
 def _two_vals(folder):
     _no_test(folder)
     for number, name in enumerate(("val/cat", "valid/cat")):
@@ -453,6 +512,12 @@ def _stray_beside_splits(folder):
         (_deeper_class, r"class 'cat' has no image .* that lie deeper, such as cat/all/00\.png"),
         (_two_empty_classes, r"class 'fox' has no image .*; class 'owl' has no image .* into each"),
         (_flat_test, r"test/ has images but no folders of classes, .*--images=.*photos/train\)"),
+        (
+            _flat_splits,
+            r"test/ and train/ have images \(such as train/00\.png\) but no folders of classes, .*"
+            r"train/CLASS/\* and test/CLASS/\*: make .* give --images=\S+/photos/train, whose",
+        ),
+        (_flat_numbered_test, r"test1/ and train/ have images \(such as train/00\.png\) but no"),
         (_two_vals, r"photos has both val and valid; put their images into one"),
         (_one_class, r"photos holds the single class 'dog'; at least two"),
         (_one_image, r"leaves class 'cat' \(1 images\) without test images; add images"),
@@ -463,12 +528,21 @@ def _stray_beside_splits(folder):
         (_truncated, r"1 image\(s\) cannot be decoded: cat/00\.png"),
         (_no_test, r"photos has the folders train; wanted are either"),
         (_stray_beside_splits, r"photos has the folders train, dog, test; wanted are either"),
+        (_stray_beside_splits, r"Rename dog to one of these, or move it out of photos/$"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_bad_folder(flat, spoil, message):
     spoil(flat)
     with pytest.raises(InputError, match=message):
+        load(_task(flat, train_fraction=0.8))
+
+
+def test_image_with_too_many_pixels_is_an_error_whatever_it_is_called(flat, monkeypatch):
+    Image.new("RGB", (60, 50)).save(flat / "cat/large", "PNG")
+    # Pillow refuses what has more than twice as many; the others have 320.
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(InputError, match=r"1 image\(s\) cannot be decoded: cat/large \(it has"):
         load(_task(flat, train_fraction=0.8))
 
 

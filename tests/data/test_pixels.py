@@ -6,18 +6,22 @@ write such a file, its own decoding.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import struct
+import types
 import zlib
 
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import pytest
+import records
 import tensorflow as tf
 
 from refilled_tf.common.errors import InputError
 from refilled_tf.data import pixels, sources
+from refilled_tf.data.resizing import to_square
 from refilled_tf.data.sources import decode_image
 
 RANDOM = np.random.default_rng(0)
@@ -194,6 +198,47 @@ def test_graph_sees_the_same_of_what_it_is_handed(file):
     handed = pixels.for_graph(file)
     most = 6 if handed.startswith(b"\xff\xd8") else 2
     assert _difference(_in_graph(handed, shown.shape), shown) <= most
+
+
+def _records(folder):
+    """The same files as examples of TFX's, in the order of `ALL`."""
+    for split, files in (("train", ALL), ("test", ALL[:1])):
+        written = [records.example(encoded=x[1], label=place) for place, x in enumerate(files)]
+        records.write(folder / split, written)
+    source = sources.ExampleFiles([f"{folder}/train"], [f"{folder}/test"])
+    return source, [f"train/{hashlib.sha256(x[1]).hexdigest()[:16]}/1" for x in ALL]
+
+
+def _dataset(monkeypatch):
+    """The same files as a dataset of TFDS's."""
+    keys = [f"{place:02}" for place in range(len(ALL))]
+    columns = {"id": keys, "image": [x[1] for x in ALL]}
+    made = types.SimpleNamespace(
+        name="made",
+        info=types.SimpleNamespace(splits=("train",), features=dict.fromkeys(columns)),
+        as_dataset=lambda **_: tf.data.Dataset.from_tensor_slices(columns),
+    )
+    monkeypatch.setattr(sources.TfdsSource, "builder", lambda self, data_dir: made)
+    return sources.TfdsSource("made", ("train",), "id"), keys
+
+
+@pytest.mark.parametrize("kind", ["records", "dataset"])
+def test_sources_of_files_show_what_pillow_shows(kind, tmp_path, monkeypatch):
+    """To the rounding of JPEG and of alpha; sides are resized to a square in either case."""
+    source, keys = _records(tmp_path) if kind == "records" else _dataset(monkeypatch)
+    images, readable = source.images(keys, WIDTH, None)
+    assert readable.all()
+    for (name, file, *_), image in zip(ALL, images, strict=True):
+        wanted = to_square(tf.constant(pixels.decode(file)), WIDTH).numpy()
+        assert _difference(image, wanted) <= (6 if "JPEG" in name else 2), name
+
+
+def test_ordinary_files_are_decoded_as_by_the_graph_alone(tmp_path):
+    """So that trainings on CIFAR, whose PNGs are such, stay what they are to the bit."""
+    source, keys = _records(tmp_path)
+    images, _ = source.images(keys[: len(PLAIN)], WIDTH, None)
+    for (name, file, *_), image in zip(PLAIN, images, strict=True):
+        np.testing.assert_array_equal(image, decode_image(file, None, WIDTH), name)
 
 
 @pytest.mark.parametrize("file", [x[1] for x in PLAIN], ids=[x[0] for x in PLAIN])

@@ -172,6 +172,25 @@ def test_a_folder_without_images_is_refused(tmp_path):
         PhotoFolder(str(tmp_path / "absent")).index()
 
 
+@pytest.mark.parametrize("name", ["large.png", "large"])
+def test_photos_with_too_many_pixels_are_named(tmp_path, caplog, monkeypatch, name):
+    PIL.Image.new("RGB", (60, 50)).save(tmp_path / name, "PNG")
+    for number in range(2):
+        _save(tmp_path / f"{number}.png", _noise(50 + number))
+    (tmp_path / "notes.txt").write_text("")
+    # Pillow refuses what has more than twice as many; the others have 16 × 16 or fewer.
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 1000)
+    with caplog.at_level(logging.WARNING):
+        index = PhotoFolder(str(tmp_path)).index()
+    assert index.keys.tolist() == ["0.png", "1.png"]
+    assert f"1 unlabelled images cannot be read: {name} (it has 0 megapixels, more" in caplog.text
+    for number in range(2):
+        (tmp_path / f"{number}.png").unlink()
+    unlabelled._listing.cache_clear()
+    with pytest.raises(InputError, match=rf"at any depth that can be read: {name} \(it has"):
+        PhotoFolder(str(tmp_path)).index()
+
+
 def test_damaged_photos_are_passed_over(photos, tmp_path, caplog):
     pool = tmp_path / "pool"
     for number in range(3):

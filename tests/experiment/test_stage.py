@@ -151,6 +151,8 @@ def test_what_adds_is_not_negative(kind, option):
 
 
 def test_cost_of_a_mistake_is_above_zero():
+    with pytest.raises(InputError, match=r"LinearSvm\.c=nan must be a finite number"):
+        LinearSvm(c=float("nan"))
     with pytest.raises(InputError, match=r"LinearSvm\.c=0 must be above zero"):
         LinearSvm(c=0)
 

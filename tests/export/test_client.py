@@ -88,6 +88,7 @@ def test_classes_are_learnt_from_files_and_folders(protocol, server, model, tmp_
     paths = [tmp_path / "folder/1.png", tmp_path / "folder/2.png", tmp_path / "one.png"]
     for path, row in zip(paths, [*first, second[0]], strict=True):
         path.write_bytes(tf.io.encode_png(model.data.test.images[row]).numpy())
+    (tmp_path / "folder/.DS_Store").write_bytes(b"\0\0\0\1Bud1")  # macOS puts one everywhere
     run = commands.run(
         "export.client",
         f"--address={ {'grpc': server.grpc, 'http': server.http}[protocol] }",

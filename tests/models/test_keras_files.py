@@ -53,11 +53,14 @@ def test_every_format_is_cut_below_the_last_dense_layer(tmp_path, name):
     backbone = KerasFile(_saved(tmp_path, network, name)).build(SIZE)
     assert backbone.output_shape == (None, 5)
     np.testing.assert_allclose(backbone(_images()), _expected(network, _images()), atol=1e-4)
+    assert KerasFile(str(tmp_path / name)).embedding_layer() == "pool"
 
 
 def test_a_named_map_is_averaged_over_space(tmp_path):
     network = _network()
-    backbone = KerasFile(_saved(tmp_path, network), layer="conv").build(SIZE)
+    teacher = KerasFile(_saved(tmp_path, network), layer="conv")
+    assert teacher.embedding_layer() == "conv"
+    backbone = teacher.build(SIZE)
     expected = _expected(network, _images(), "conv").mean(axis=(1, 2))
     np.testing.assert_allclose(backbone(_images()), expected, rtol=1e-4, atol=1e-3)
 
@@ -66,6 +69,15 @@ def test_without_a_dense_layer_it_is_the_output(tmp_path):
     network = _network(head=False)
     backbone = KerasFile(_saved(tmp_path, network)).build(SIZE)
     np.testing.assert_allclose(backbone(_images()), network(_images()), atol=1e-4)
+    assert KerasFile(str(tmp_path / "teacher.keras")).embedding_layer() == "pool"
+
+
+def test_layer_of_an_application_is_its_last_feature_map():
+    """As Keras's source of MobileNetV2 calls it; no weights are read."""
+    assert Application("MobileNetV2").embedding_layer() == "out_relu"
+    assert Application("MobileNetV2", layer="block_3_expand_relu").embedding_layer() == (
+        "block_3_expand_relu"
+    )
 
 
 def test_our_own_classifiers_give_their_embedding(tmp_path):

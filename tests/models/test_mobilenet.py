@@ -168,6 +168,7 @@ def test_later_batch_norm_is_synchronised_with_the_momentum_asked_for(name):
     ("kind", "options", "name"),
     [
         (MobileNet, {"width": 0}, "MobileNet.width=0"),
+        (MobileNet, {"width": float("inf")}, "MobileNet.width=inf must be positive"),
         (MobileNet, {"width": 0.03}, "width=0.03 must be positive and at least 0.03125"),
         (MobileNetV2, {"width": -0.5}, "MobileNetV2.width=-0.5"),
         (MobileNetV3Small, {"stem_stride": 3}, "MobileNetV3Small.stem_stride=3"),
