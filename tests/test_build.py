@@ -184,7 +184,7 @@ def bazel(npm, tmp_path_factory):
     workspace = folder / "workspace"
     kept = ("gin", "refilled_tf", "export", "benchmarks", "tests", "docs")
     for name in kept:
-        ignored = shutil.ignore_patterns("node_modules", "__pycache__", "begun")
+        ignored = shutil.ignore_patterns("node_modules", "__pycache__", "begun", "finished")
         shutil.copytree(ROOT / name, workspace / name, ignore=ignored)
     shutil.copy(ROOT / "BUILD", workspace)
     others = {
