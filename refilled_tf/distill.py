@@ -91,7 +91,7 @@ def check_target() -> None:
 
 
 def main(_: list[str]) -> None:
-    """Does what the flags say."""
+    """Runs the command; details that an error has no room for go to OUTPUT/notes.txt."""
     output, command = Path(FLAGS.output), command_line("refilled_tf.distill")
     try:
         distil(output, command)
@@ -105,7 +105,7 @@ def main(_: list[str]) -> None:
 
 
 def distil(output: Path, command: str) -> None:
-    """Does what the flags say.
+    """Trains, chooses, exports and reports.
 
     Args:
         output: where everything goes.

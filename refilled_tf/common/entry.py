@@ -34,7 +34,7 @@ _REFUSALS = {
 
 
 def no_arguments(argv: list[str]) -> None:
-    """Rejects what is on the command line beside options.
+    """Rejects positional arguments.
 
     Raises:
         InputError: naming it.

@@ -44,7 +44,7 @@ class Named(Protocol):
 
     @property
     def name(self) -> str:
-        """Of the folder."""
+        """The name of the folder."""
 
     def settings(self) -> dict[str, Any]:
         """Returns every setting that shapes the result."""

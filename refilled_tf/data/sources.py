@@ -119,7 +119,7 @@ class MnistSample:
 
 
 def grey_squares(grey: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Does what `Source.images` does, of images that are at hand.
+    """Returns what `Source.images` does, of images that are at hand.
 
     Args:
         grey: [n, h, w] uint8.
@@ -130,7 +130,7 @@ def grey_squares(grey: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def grey_files(grey: np.ndarray) -> Iterator[tuple[int, bytes]]:
-    """Does what `Source.encoded` does, of [n, h, w] uint8: yields PNGs."""
+    """Yields what `Source.encoded` does, PNGs, of images [n, h, w] uint8."""
     for row, image in enumerate(grey):
         yield row, tf.io.encode_png(image[..., np.newaxis]).numpy()
 

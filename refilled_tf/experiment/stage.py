@@ -151,7 +151,7 @@ class Stage:
 
     @property
     def teachers(self) -> tuple[Stage, ...]:
-        """Those who teach."""
+        """The teacher stages."""
         several = self.teacher if isinstance(self.teacher, tuple) else (self.teacher,)
         return tuple(each for each in several if each is not None)
 

@@ -10,7 +10,7 @@ _PRODUCTS = ("Conv2D", "DepthwiseConv2dNative", "MatMul")
 
 
 class Cost(NamedTuple):
-    """Of a network.
+    """A network's weights and multiplications.
 
     Attributes:
         weights: how many numbers it consists of, statistics of normalisations included.

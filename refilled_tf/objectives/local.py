@@ -81,7 +81,7 @@ class LocalDistillation(Objective):
         }
 
     def check_teachers(self, count: int) -> None:
-        """Takes several, whose posteriors are averaged."""
+        """Accepts several teachers, whose posteriors are averaged."""
         check_each(self, count)
 
     def __call__(self, batch: GlobalBatch) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:

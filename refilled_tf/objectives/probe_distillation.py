@@ -60,7 +60,7 @@ class ProbeDistillation(Objective):
             require_positive(self, "teacher_weights")
 
     def check_teachers(self, count: int) -> None:
-        """Takes several."""
+        """Accepts several teachers, with a weight for each or none."""
         weights = self.teacher_weights
         require(
             weights is None or len(weights) == count,

@@ -80,7 +80,7 @@ class RelationshipMatching(Objective):
         )
 
     def check_teachers(self, count: int) -> None:
-        """Takes several, whose p_ijk are averaged."""
+        """Accepts several teachers, whose p_ijk are averaged."""
         check_each(self, count)
 
     def __call__(self, batch: GlobalBatch) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:

@@ -47,7 +47,7 @@ def listing(source: Source) -> dict[str, str]:
 
 
 def images_changed(there: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Says what is different in a folder, such as "3 images were added to dog/".
+    """Lists in words what has changed in a folder, such as "3 images were added to dog/".
 
     Args:
         there: what `listing` returned when the networks were trained.

@@ -74,7 +74,7 @@ def described(backbone: networks.Backbone) -> str:
 
 
 def gin_lines(student: Student) -> list[str]:
-    """Says in gin that this is the network of all rows that are not a teacher's.
+    """Returns gin lines that make this the network of all rows but a teacher's.
 
     Args:
         student: what `parse` gave.

@@ -88,7 +88,7 @@ def require_found(spec: str) -> None:
 
 
 def cost(teacher: Teacher) -> str | None:
-    """Says what this kind of teacher costs the student, and another would not; None if nothing.
+    """Returns what only this kind of teacher costs the student, in words; None if nothing.
 
     Args:
         teacher: what `parse` gave.
@@ -137,7 +137,7 @@ def _pixels(given: str | int) -> int:
 
 
 def gin_lines(teacher: Teacher, scope: str = "teacher") -> list[str]:
-    """Says in gin that a stage's network is this teacher.
+    """Returns gin lines that make this teacher a stage's network.
 
     Args:
         teacher: what `parse` gave.

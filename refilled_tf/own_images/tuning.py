@@ -128,5 +128,5 @@ def chosen(trials: list[TuningTrial]) -> list[str]:
 
 
 def _rounded(value: float) -> float:
-    """Keeps three digits, more than which nobody wants to read."""
+    """Rounds to three significant digits."""
     return float(f"{value:.3g}")
