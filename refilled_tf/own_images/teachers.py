@@ -16,7 +16,7 @@ with epy.lazy_imports():
 
     from refilled_tf.experiment import config
     from refilled_tf.experiment import run as runs
-    from refilled_tf.models import embedding_files, keras_files, onnx_files
+    from refilled_tf.models import embedding_files, keras_files, networks, onnx_files
 
 IMAGENET = "imagenet:"
 ACCEPTED = (
@@ -93,7 +93,7 @@ def cost(teacher: Teacher) -> str | None:
     Args:
         teacher: what `parse` gave.
     """
-    if not isinstance(teacher, embedding_files.EmbeddingFile):
+    if not networks.looks_up(teacher):
         return None
     return (
         f"--teacher={teacher.file} knows each image as it is, and none of its crops and flips: all "
