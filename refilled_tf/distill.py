@@ -108,7 +108,7 @@ def distil(output: Path, command: str) -> None:
     """Trains, chooses, exports and reports.
 
     Args:
-        output: where everything goes.
+        output: the folder of all results.
         command: that the user has given.
     """
     plan = describe(output, command)
@@ -244,7 +244,7 @@ def describe(output: Path, command: str) -> Plan:
     """Turns the flags into gin, and looks at the images.
 
     Args:
-        output: where everything goes.
+        output: the folder of all results.
         command: that the user has given.
     """
     teacher = teachers.parse(
@@ -465,7 +465,7 @@ if __name__ == "__main__":
     )
     flags.DEFINE_integer("flash_kb", None, "For the network, in place of the target's.", 1)
     flags.DEFINE_integer("ram_kb", None, "For its arena, in place of the target's.", 1)
-    flags.DEFINE_string("output", None, "Where everything goes.", required=True)
+    flags.DEFINE_string("output", None, "Folder of all results.", required=True)
     flags.DEFINE_multi_string("unlabelled", [], f"Images without labels: {pools.ACCEPTED}.")
     flags.DEFINE_float("minutes", None, "About how long all trainings may take.", 1)
     flags.DEFINE_bool("quick", False, "A tenth of the steps, for a first look.")

@@ -23,7 +23,7 @@ PARENT = {_KEY: "parent"}
 
 
 def prefixed(prefix: str) -> dict[str, str]:
-    """Metadata of what has a task of its own beside that of its owner, or beside another one."""
+    """Metadata of an option with a task of its own, beside its owner's or another option's."""
     return {_PREFIX: prefix}
 
 
@@ -134,7 +134,7 @@ def differences(there: dict[str, Any], now: dict[str, Any]) -> str:
 def differing(
     there: dict[str, Any], now: dict[str, Any], unlisted: Collection[str] = ()
 ) -> dict[str, str]:
-    """Says in words, by name, how settings read from a file differ from the present ones.
+    """Returns in words, by name, how settings read from a file differ from the present ones.
 
     Args:
         there: read from the file.

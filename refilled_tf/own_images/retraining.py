@@ -67,7 +67,7 @@ def images_changed(there: Mapping[str, str], now: Mapping[str, str]) -> list[str
 
 
 def require_current(found: Outdated, output: Path, source: Source) -> None:
-    """Rejects to go on where something is outdated, and says all that has changed.
+    """Rejects outdated results, and says all that has changed.
 
     Args:
         found: as `outdated` returns it.
