@@ -139,7 +139,7 @@ def measure_accuracy(row: Stage, views: list[int], data_dir: str | None) -> list
     with tempfile.TemporaryDirectory() as folder:
         where = Run(Path(folder), data_dir, experiment.make_strategy(spec.strategy))
         experiment.check(spec, where)
-        rows = experiment.run(spec, where, GIN_FILES, "benchmarks.teacher_cache")["rows"]
+        rows = experiment.finish_rows(spec, where, GIN_FILES, "benchmarks.teacher_cache")["rows"]
     rows = zip(views, rows[::2], rows[1::2], strict=True)
     return [accuracy_cells(count, first, second) for count, first, second in rows]
 

@@ -50,7 +50,7 @@ def run_fn(fn_args: Any) -> None:
     run = Run(work_dir, spec.data_dir, experiment.make_strategy(spec.strategy))
     experiment.make_ready(spec, run)
     storage.write_text(work_dir / gin_files.OPERATIVE, config.operative_config())
-    experiment.run(spec, run, [fn_args.custom_config["gin_file"]], f"{__name__}.run_fn")
+    experiment.finish_rows(spec, run, [fn_args.custom_config["gin_file"]], f"{__name__}.run_fn")
     versions.save(trained.load(work_dir, None, None), serving)
 
 

@@ -90,7 +90,7 @@ def check_target() -> None:
 
 
 def main(_: list[str]) -> None:
-    """Does what the flags say."""
+    """Trains, chooses, exports and reports."""
     output, command = Path(FLAGS.output), command_line("refilled_tf.distill")
     plan = describe(output, command)
     spec = config.load_text(plan.text, FLAGS.gin_param)
@@ -222,7 +222,7 @@ def describe(output: Path, command: str) -> Plan:
     """Turns the flags into gin, and looks at the images.
 
     Args:
-        output: where everything goes.
+        output: the folder of all results.
         command: that the user has given.
     """
     teacher = teachers.parse(
@@ -445,7 +445,7 @@ if __name__ == "__main__":
     )
     flags.DEFINE_integer("flash_kb", None, "For the network, in place of the target's.", 1)
     flags.DEFINE_integer("ram_kb", None, "For its arena, in place of the target's.", 1)
-    flags.DEFINE_string("output", None, "Where everything goes.", required=True)
+    flags.DEFINE_string("output", None, "Folder of all results.", required=True)
     flags.DEFINE_multi_string("unlabelled", [], f"Images without labels: {pools.ACCEPTED}.")
     flags.DEFINE_float("minutes", None, "About how long all trainings may take.", 1)
     flags.DEFINE_bool("quick", False, "A tenth of the steps, for a first look.")

@@ -51,7 +51,7 @@ def check(argv: list[str]) -> None:
 
 
 def work_dir() -> Path:
-    """Returns where all goes."""
+    """Returns the folder of all results."""
     return Path(FLAGS.work_dir or f"runs/reproduce_{FLAGS.scale}")
 
 
@@ -130,7 +130,7 @@ def check_work_dir(work_dir: Path, scale: str) -> None:
     )
 
 
-class Plan(NamedTuple):
+class TablePlan(NamedTuple):
     """The work for a table.
 
     Attributes:
@@ -153,7 +153,7 @@ class Plan(NamedTuple):
         return tables.unique(self.parts, self.run)
 
 
-def plan_table(name: str, run: runs.Run) -> Plan:
+def plan_table(name: str, run: runs.Run) -> TablePlan:
     """Builds a table's experiments, and refuses what cannot be trained.
 
     Raises:
@@ -170,7 +170,7 @@ def plan_table(name: str, run: runs.Run) -> Plan:
 
     parts = tables.parts(table, FLAGS.seeds or table.seeds, load)
     run = placed(name, [part.experiment for part in parts], run)
-    return Plan(stem, table, parts, settings, run)
+    return TablePlan(stem, table, parts, settings, run)
 
 
 def placed(name: str, specs: Sequence[experiment.Experiment], run: runs.Run) -> runs.Run:
@@ -202,7 +202,7 @@ def placed(name: str, specs: Sequence[experiment.Experiment], run: runs.Run) -> 
     return run
 
 
-def reproduce_table(plan: Plan, command: str) -> list[str]:
+def reproduce_table(plan: TablePlan, command: str) -> list[str]:
     """Trains what a table lacks, unless told not to, and writes the table.
 
     Returns:
@@ -332,7 +332,7 @@ if __name__ == "__main__":
     flags.DEFINE_enum("figure", None, ["1"], "The paper's Figure 1.")
     flags.DEFINE_enum("scale", "cpu", ["paper", "cpu"], "The paper's protocol, or a small one.")
     flags.DEFINE_integer("seeds", None, "How many; the table's own number if unset.", lower_bound=1)
-    flags.DEFINE_string("work_dir", None, "Where all goes; runs/reproduce_SCALE if unset.")
+    flags.DEFINE_string("work_dir", None, "Folder of all results; runs/reproduce_SCALE if unset.")
     flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS datasets; TFDS's own if unset.")
     flags.DEFINE_bool("collect", False, "Train nothing; write what is finished.")
     flags.DEFINE_bool("dry_run", False, "List what is to be trained and how long it may take.")

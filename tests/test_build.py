@@ -29,7 +29,7 @@ def _constant(name):
 
 
 def _attribute(target, name):
-    """Returns what is written for an attribute of a target."""
+    """Returns what is written for an attribute of a target; [] if nothing."""
     (call,) = (
         statement.value
         for statement in ast.parse(BUILD).body
@@ -37,14 +37,16 @@ def _attribute(target, name):
         and isinstance(statement.value, ast.Call)
         and any(k.arg == "name" and k.value.value == target for k in statement.value.keywords)
     )
-    (value,) = (k.value for k in call.keywords if k.arg == name)
-    return ast.literal_eval(value)
+    written = [ast.unparse(k.value) for k in call.keywords if k.arg == name]
+    return eval(written[0], {"ROOMS": ROOMS, "PROGRAMS": PROGRAMS}) if written else []
 
 
 ROOMS, PROGRAMS = _constant("ROOMS"), _constant("PROGRAMS")
 
 
 def _files(room):
+    if room == "test_support":  # each test depends on it alone
+        return list((ROOT / "tests").rglob("*.py"))
     if room == "benchmarks":
         return [ROOT / "benchmarks/blocks.py"]
     if room == "export":
@@ -82,13 +84,28 @@ def _imported(path):
 
 
 def _imports(paths, target):
-    return {name for path in paths for name in _imported(path)} - {target}
+    found = {name for path in paths for name in _imported(path)} - {target}
+    return found | _started(paths) if target == "test_support" else found
+
+
+def _started(paths):
+    """Returns the programs that tests name, most of them to be run in a process of its own."""
+    text = "\n".join(path.read_text() for path in paths)
+    modules = {file: file.removesuffix(".py").rsplit("/", 1) for file in PROGRAMS}
+    return {
+        _label(file)
+        for file, (package, name) in modules.items()
+        if re.search(rf"\b{package}(\.| import ){name}\b", text)
+    }
 
 
 CASES = [
     *((room, deps, _files(room)) for room, deps in ROOMS.items()),
     *((_label(file), deps, [ROOT / file]) for file, deps in PROGRAMS.items()),
-    ("export", [dep.lstrip(":") for dep in _attribute("export", "deps")], _files("export")),
+    *(
+        (target, [dep.lstrip(":") for dep in _attribute(target, "deps")], _files(target))
+        for target in ("export", "benchmarks", "test_support")
+    ),
 ]
 
 
@@ -184,7 +201,7 @@ def bazel(npm, tmp_path_factory):
     workspace = folder / "workspace"
     kept = ("gin", "refilled_tf", "export", "benchmarks", "tests", "docs")
     for name in kept:
-        ignored = shutil.ignore_patterns("node_modules", "__pycache__", "begun")
+        ignored = shutil.ignore_patterns("node_modules", "__pycache__", "begun", "finished")
         shutil.copytree(ROOT / name, workspace / name, ignore=ignored)
     shutil.copy(ROOT / "BUILD", workspace)
     others = {
@@ -236,6 +253,7 @@ def test_buildifier_has_nothing_to_say(npm):
         "-mode=check",
         "-lint=warn",
         ROOT / "BUILD",
+        ROOT / "MODULE.bazel",
     ]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr

@@ -14,8 +14,18 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 
-LINES = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").open()]
-REQUIREMENTS = [Requirement(line) for line in LINES if line]
+
+def _read(name):
+    """Yields the requirements of a file and of those that it names."""
+    for line in (ROOT / name).read_text().splitlines():
+        line = line.split("#")[0].strip()
+        if line.startswith("-r "):
+            yield from _read(line.removeprefix("-r "))
+        elif line:
+            yield Requirement(line)
+
+
+REQUIREMENTS = [*_read("requirements.txt")]
 # By Python, what not all install.
 PYTHONS = {
     "3.10": {"tensorflow-addons"},
@@ -25,10 +35,10 @@ PYTHONS = {
 }
 
 
-def _of(python):
-    """Returns what a Python installs."""
-    environment = {"python_version": python}
-    return [r for r in REQUIREMENTS if r.marker is None or r.marker.evaluate(environment)]
+def _of(python, requirements=REQUIREMENTS):
+    """Returns what a Python installs on the Linux that Bazel locks for."""
+    environment = {"python_version": python, "sys_platform": "linux", "platform_machine": "x86_64"}
+    return [r for r in requirements if r.marker is None or r.marker.evaluate(environment)]
 
 
 @pytest.mark.parametrize(
@@ -50,10 +60,18 @@ def test_every_python_installs_the_same_packages_once_but_for_few(python):
     assert set(names) - common == PYTHONS[python]
 
 
+def test_nothing_is_pinned_twice():
+    names = [canonicalize_name(each.name) for each in _of("3.13", _read("requirements-dev.txt"))]
+    assert len(set(names)) == len(names)
+
+
 def test_bazel_locks_what_the_newest_python_installs():
+    """From the file that the lock's head names, with all that it includes."""
     locked = (ROOT / "requirements_lock.txt").read_text().splitlines()
-    names = {canonicalize_name(requirement.name): requirement for requirement in _of("3.13")}
-    assert {f"{name}{requirement.specifier}" for name, requirement in names.items()} <= {*locked}
+    (source,) = re.findall(r"uv pip compile (\S+) --python-version 3\.13 ", locked[1])
+    assert source == "requirements-dev.txt"
+    wanted = {f"{canonicalize_name(r.name)}{r.specifier}" for r in _of("3.13", _read(source))}
+    assert wanted <= {*locked}
 
 
 def _python(program, *, cwd=ROOT, **extra):

@@ -464,7 +464,9 @@ def test_overlay_on_an_ordinary_experiment(file, tmp_path):
     files = [tmp_path / "tiny.gin", "models/pretrained_teacher.gin"]
     spec, run = config.load_experiment(files, params), tiny.run_in(tmp_path / "work")
     experiment.check(spec, run)
-    rows = {row["stage"]: row for row in experiment.run(spec, run, ["tiny"], "command")["rows"]}
+    rows = {
+        row["stage"]: row for row in experiment.finish_rows(spec, run, ["tiny"], "command")["rows"]
+    }
     assert list(rows) == [row.split("/")[0] for row in ROWS]
     assert all(row["accuracy"] > 0.2 for row in rows.values())
     (tmp_path / "work" / gin_files.OPERATIVE).write_text(config.operative_config())
@@ -485,5 +487,5 @@ def test_several_teachers_as_the_docs_write_them(network, file, tmp_path):
     assert [each.name for each in stages["refilled"].teachers] == ["teacher", "second"]
     assert stages["second"].backbone.file == str(tmp_path / "other.keras")
     assert stages["refilled"].objective.teacher_weights == (3.0, 1.0)
-    rows = experiment.run(spec, tiny.run_in(tmp_path / "work"), ["tiny"], "command")["rows"]
+    rows = experiment.finish_rows(spec, tiny.run_in(tmp_path / "work"), ["tiny"], "command")["rows"]
     assert [row["stage"] for row in rows] == ["student", "refilled"]

@@ -66,7 +66,7 @@ def _stages(work_dir):
 
 @pytest.mark.slow
 def test_two_processes_share_a_table_and_give_what_one_gives(table, tmp_path):
-    """Each stage is trained by one of them, to the weights that `experiment.run` trains."""
+    """Each stage is trained by one of them, to the weights that `experiment.finish_rows` trains."""
     work_dir = tmp_path / "work"
     with futures.ThreadPoolExecutor() as two:
         outputs = list(two.map(_reproduce, [table] * 2, [work_dir] * 2))
@@ -77,7 +77,7 @@ def test_two_processes_share_a_table_and_give_what_one_gives(table, tmp_path):
     files = [f"{tmp_path}/tiny.gin"], ["student.images_per_class = 20", "Stage.seed = 0"]
     spec = config.load_experiment(*files)
     alone, pooled = tiny.run_in(tmp_path / "alone"), _pooled(work_dir)
-    results = experiment.run(spec, alone, *files)
+    results = experiment.finish_rows(spec, alone, *files)
     for stage in spec.stages():
         weights = [
             tf.keras.models.load_model(run.folder(stage) / "model.keras").get_weights()

@@ -36,7 +36,7 @@ _REFUSALS = {
 
 
 def no_arguments(argv: list[str]) -> None:
-    """Rejects what is on the command line beside options.
+    """Rejects positional arguments.
 
     Raises:
         InputError: naming it.
@@ -137,12 +137,12 @@ def _require_finite_flags() -> None:
 
 
 def lost(error: BaseException) -> str | None:
-    """Says which machine is gone, if that is what an error comes from; see `cluster.lost`."""
+    """Returns which machine is gone, if that is what an error comes from; see `cluster.lost`."""
     return next(filter(None, map(cluster.lost, _causes(error))), None)
 
 
 def refusal(error: BaseException) -> str | None:
-    """Says what the machine has refused, if that is what an error comes from.
+    """Returns what the machine has refused, if that is what an error comes from.
 
     Args:
         error: maybe TensorFlow's or HDF5's, which name the reason in their text alone.
@@ -162,7 +162,7 @@ def refusal(error: BaseException) -> str | None:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yields an error and those that it comes from."""
+    """Yields an error and its causes."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, Protocol
 
-_KEY, _PREFIX = "setting", "prefix"
+_KEY, _PREFIX, _RANGE = "setting", "prefix", "range"
 # A name in tables, what to do with images that a finished stage has not met, and where a file lies
 # whose content is a setting.
 NEVER = {_KEY: "never"}
@@ -23,8 +23,28 @@ PARENT = {_KEY: "parent"}
 
 
 def prefixed(prefix: str) -> dict[str, str]:
-    """Metadata of what has a task of its own beside that of its owner, or beside another one."""
+    """Metadata of an option with a task of its own, beside its owner's or another option's."""
     return {_PREFIX: prefix}
+
+
+def searched(least: float, first: float, largest: float) -> dict[str, tuple[float, float, float]]:
+    """Metadata of a hyper-parameter that a search chooses on a logarithmic scale.
+
+    Args:
+        least: the smallest value.
+        first: where the search begins.
+        largest: the largest value.
+    """
+    return {_RANGE: (least, first, largest)}
+
+
+def ranges_of(kind: type) -> dict[str, tuple[float, float, float]]:
+    """Returns what `searched` says of a dataclass's options, by their names in gin."""
+    return {
+        f"{kind.__name__}.{field.name}": field.metadata[_RANGE]
+        for field in dataclasses.fields(kind)
+        if _RANGE in field.metadata
+    }
 
 
 def read_once(read: Callable[[Any], Any]) -> Any:
@@ -44,7 +64,7 @@ class Named(Protocol):
 
     @property
     def name(self) -> str:
-        """Of the folder."""
+        """The name of the folder."""
 
     def settings(self) -> dict[str, Any]:
         """Returns every setting that shapes the result."""
@@ -114,7 +134,7 @@ def differences(there: dict[str, Any], now: dict[str, Any]) -> str:
 def differing(
     there: dict[str, Any], now: dict[str, Any], unlisted: Collection[str] = ()
 ) -> dict[str, str]:
-    """Says in words, by name, how settings read from a file differ from the present ones.
+    """Returns in words, by name, how settings read from a file differ from the present ones.
 
     Args:
         there: read from the file.

@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from refilled_tf.common.errors import require
 from refilled_tf.data.recipe import Recipe
-from refilled_tf.data.resizing import center_crop, resized
+from refilled_tf.data.resizing import center_crop, cropped, resized
 from refilled_tf.data.task import Data, Examples, Images
 
 
@@ -194,7 +194,7 @@ def augmentation(data: Data) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
             corners = numbers[:, :2] * (1 - side)
             # Not to the very edge: rounded, it would lie beyond the image, where all is black.
             boxes = tf.minimum(tf.concat([corners, corners + side], axis=1), 1 - 1e-6)
-            batch = tf.image.crop_and_resize(batch, boxes, tf.range(len(boxes)), (size, size))
+            batch = cropped(batch, boxes, size)
         if data.flip:
             batch = flip(batch, numbers[:, 2])
         return tf.ensure_shape(batch, (images.shape[0], size, size, 3))

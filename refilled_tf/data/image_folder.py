@@ -88,7 +88,7 @@ class Survey:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """In alphabetical order."""
+        """The names of all classes, in alphabetical order."""
         return tuple(sorted({photo.class_name for photo in self.photos}))
 
     @property
@@ -234,7 +234,7 @@ class ImageFolder:
             )
 
     def _require_one_spelling(self, survey: Survey) -> None:
-        """Rejects such as train/cat beside test/Cat."""
+        """Rejects class names that differ between splits only in spelling: train/cat, test/Cat."""
         parts = collections.defaultdict(set)
         for photo in survey.photos:
             parts[photo.class_name].add(survey.trains(photo))

@@ -56,7 +56,9 @@ class Recipe:
     unlabelled_share: float = dataclasses.field(default=0.75, metadata=settings.IF_SET)
     mixup: float = dataclasses.field(default=0.0, metadata=settings.IF_SET)
     classes_per_batch: int | None = None
-    learning_rate: float = 0.1
+    learning_rate: float = dataclasses.field(
+        default=0.1, metadata=settings.searched(0.01, 0.1, 0.3)
+    )
     embedding_rate: float = 1.0
     schedule: Literal["steps", "cosine"] = "steps"
     milestones: tuple[float, ...] = (0.25, 0.5, 0.75)

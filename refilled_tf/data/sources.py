@@ -30,7 +30,7 @@ from refilled_tf.common.quiet import muted
 
 # Importing it makes the dataset known to TFDS.
 from refilled_tf.data import mini_imagenet, pixels  # noqa: F401
-from refilled_tf.data.resizing import to_square, to_uint8
+from refilled_tf.data.resizing import enlarged, to_square, to_uint8
 
 PNG_BITS = 24  # where such a file says how many bits a pixel's channel has
 PNG = b"\x89PNG\r\n\x1a\n"  # what such a file begins with
@@ -86,8 +86,8 @@ class Digits:
     def images(self, keys, size: int, data_dir: str | None = None):
         """Returns the digits of `keys`, resized bilinearly, in three equal channels."""
         grey = sklearn.datasets.load_digits().images[np.asarray(keys, int)] * (255.0 / 16.0)
-        resized = tf.image.resize(grey[..., np.newaxis], (size, size))
-        return to_uint8(tf.repeat(resized, 3, axis=-1)).numpy(), np.ones(len(keys), bool)
+        large = enlarged(grey[..., np.newaxis], size)
+        return to_uint8(tf.repeat(large, 3, axis=-1)).numpy(), np.ones(len(keys), bool)
 
     def encoded(self, keys, data_dir: str | None = None) -> Iterator[tuple[int, bytes]]:
         """Yields PNGs of 8×8 pixels."""
@@ -120,7 +120,7 @@ class MnistSample:
 
 
 def grey_squares(grey: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Does what `Source.images` does, of images that are at hand.
+    """Returns what `Source.images` does, of images that are at hand.
 
     Args:
         grey: [n, h, w] uint8.
@@ -131,7 +131,7 @@ def grey_squares(grey: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def grey_files(grey: np.ndarray) -> Iterator[tuple[int, bytes]]:
-    """Does what `Source.encoded` does, of [n, h, w] uint8: yields PNGs."""
+    """Yields what `Source.encoded` does, PNGs, of images [n, h, w] uint8."""
     for row, image in enumerate(grey):
         yield row, tf.io.encode_png(image[..., np.newaxis]).numpy()
 

@@ -63,7 +63,7 @@ def fit(embeddings: np.ndarray, labels: np.ndarray, seed: int) -> LinearProbe:
 
 
 def fit_raw(embeddings: np.ndarray, labels: np.ndarray, seed: int) -> LinearProbe:
-    """Does what `fit` does for embeddings as they are, which a dense layer takes.
+    """Fits as `fit` does, on embeddings as they are, which a dense layer takes.
 
     Every dimension is standardised before, and this is made part of the weights afterwards.
     """

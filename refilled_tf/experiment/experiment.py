@@ -137,7 +137,9 @@ def make_ready(experiment: Experiment, run: Run) -> None:
     check(experiment, run)
 
 
-def run(experiment: Experiment, run: Run, gin_files: Sequence[str], command: str) -> dict[str, Any]:
+def finish_rows(
+    experiment: Experiment, run: Run, gin_files: Sequence[str], command: str
+) -> dict[str, Any]:
     """Trains and scores every row.
 
     Args:

@@ -31,16 +31,16 @@ def launch(
         command: that did this.
 
     Returns:
-        The experiment, where it ran, and what `experiment.run` returns.
+        The experiment, where it ran, and what `experiment.finish_rows` returns.
 
     Raises:
-        InputError: as `config.load_experiment`, `open_run` and `experiment.run` say.
+        InputError: as `config.load_experiment`, `open_run` and `experiment.finish_rows` say.
     """
     spec = config.load_experiment(files, params)
     run = open_run(spec, work_dir, data_dir)
     if run.is_chief:
         storage.write_text(work_dir / gin_files.OPERATIVE, config.operative_config())
-    return spec, run, experiment.run(spec, run, files, command)
+    return spec, run, experiment.finish_rows(spec, run, files, command)
 
 
 def open_run(spec: Experiment, work_dir: Path, data_dir: str | None) -> Run:

@@ -32,7 +32,9 @@ def untrained_network(stage: Stage) -> tf.keras.Model:
 
 # Most stages of an experiment share their network.
 @functools.lru_cache(maxsize=8)
-def _fresh_network(backbone: networks.Backbone, image_size: int) -> tf.keras.Model:
+def _fresh_network(
+    backbone: networks.Backbone | networks.Lookup, image_size: int
+) -> tf.keras.Model:
     return networks.embedding_network(backbone, image_size)
 
 
@@ -92,7 +94,7 @@ def outputs(stage: Stage, run: Run, task: Task, part: str) -> dict[str, np.ndarr
         "embedding" [N, d] and maybe "logits" [N, C], float32; not to be written to.
 
     Raises:
-        InputError: as `load_network`, or as `EmbeddingFile.embeddings`.
+        InputError: as `load_network`, or as the `Lookup` says.
     """
     examples = getattr(load(task, run.data_dir), part)
     if networks.looks_up(stage.backbone):

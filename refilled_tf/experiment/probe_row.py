@@ -70,7 +70,7 @@ class Probe:
         return self.teacher
 
     def settings(self) -> dict[str, Any]:
-        """Returns every setting that shapes the result; see `stage.settings_of`."""
+        """Returns every setting that shapes the result; see `settings.settings_of`."""
         return settings_of(self, self.parents)
 
     def check(self, run: Run) -> None:

@@ -61,14 +61,14 @@ class Stage:
         name: of its folder; unique in an experiment.
         method: its name in the table of results.
         task: classes and images; its unlabelled ones are dropped where the objective takes none.
-        backbone: the network under training.
+        backbone: the network under training; of a teacher maybe a `Lookup`, which has none.
         objective: what it minimises.
         recipe: how long and how fast; dropped where the objective trains nothing.
         start: the stage whose embedding weights it starts from; None starts from scratch.
         teacher: the stage whose network teaches, or several of them; dropped where the objective
             needs none.
         teacher_cache: how often the teacher is run; the default where there is none. One that is
-            an `EmbeddingFile` knows un-augmented images alone, so it is one such view then.
+            a `Lookup` knows un-augmented images alone, so it is one such view then.
         selection: what chooses among the epochs; None keeps the last one.
         seed: of initial weights, batches and augmentation; dropped as the recipe is.
     """
@@ -76,7 +76,7 @@ class Stage:
     name: str
     method: str = dataclasses.field(metadata=settings.NEVER)
     task: Task
-    backbone: networks.Backbone
+    backbone: networks.Backbone | networks.Lookup
     objective: Objective
     recipe: Recipe | None = None
     start: Stage | None = dataclasses.field(default=None, metadata=settings.PARENT)
@@ -91,9 +91,9 @@ class Stage:
 
     def __post_init__(self):
         require_name("Stage.name", self.name)
-        kinds = {
+        kinds: dict[str, tuple[Any, str]] = {
             "task": (Task, "@student()"),
-            "backbone": (networks.Backbone, "@MobileNet()"),
+            "backbone": (networks.Backbone | networks.Lookup, "@MobileNet()"),
             "objective": (Objective, "@CrossEntropy()"),
             "teacher_cache": (TeacherCache, "@teacher_cache()"),
         }
@@ -151,7 +151,7 @@ class Stage:
 
     @property
     def teachers(self) -> tuple[Stage, ...]:
-        """Those who teach."""
+        """The teacher stages."""
         several = self.teacher if isinstance(self.teacher, tuple) else (self.teacher,)
         return tuple(each for each in several if each is not None)
 

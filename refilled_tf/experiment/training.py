@@ -91,7 +91,7 @@ def train(stage: Stage, run: Run) -> dict[str, Any]:
 
 
 def _warn_of_other_versions(stage: Stage, run: Run) -> None:
-    """Says in the log where other versions have made, or begun, a stage."""
+    """Warns of a stage that other versions have made or begun."""
     for then in recorded_versions(stage, run)[-1:]:
         if changes := stack.changes(then):
             logging.warning(
@@ -102,7 +102,7 @@ def _warn_of_other_versions(stage: Stage, run: Run) -> None:
 
 
 def _take(stage: Stage, run: Run, data: TaskData) -> tuple[dict[str, tf.keras.Model], dict]:
-    """Does what `_fit` does, for a stage whose weights, or embeddings, are known already."""
+    """Returns what `_fit` does, of a stage whose weights or embeddings are already known."""
     started, trained = time.monotonic(), {}
     if networks.in_keras(stage.backbone):
         size = stage.task.data.crop_size
@@ -161,7 +161,7 @@ def _examples(stage: Stage, run: Run, data: TaskData) -> Examples:
 
 
 def _refit(stage: Stage, run: Run, data: TaskData) -> tuple[dict[str, tf.keras.Model], dict]:
-    """Does what `_fit` does, for a stage that has only its last layer fitted."""
+    """Returns what `_fit` does, of a stage that has only its last layer fitted."""
     started, objective, start = time.monotonic(), stage.objective, stage.start
     assert isinstance(objective, Refit)
     assert start is not None, "Stage sees to it that Refit has a start"
@@ -329,7 +329,7 @@ def _fitted(stage: Stage, run: Run, known: TeacherEmbeddings) -> dict[str, np.nd
 
 @contextlib.contextmanager
 def _precision(name: str) -> Iterator[None]:
-    """Layers made within compute so; what other stages make is not to depend on it."""
+    """Sets the mixed-precision policy within a block and restores it."""
     before = tf.keras.mixed_precision.global_policy()
     tf.keras.mixed_precision.set_global_policy(name)
     try:

@@ -84,11 +84,11 @@ class Trials:
 
     @property
     def seed(self) -> int:
-        """Of the tasks."""
+        """The seed that draws the tasks."""
         return self.test.episodes.seed
 
     def settings(self) -> dict[str, Any]:
-        """Returns every setting that shapes the result; see `stage.settings_of`."""
+        """Returns every setting that shapes the result; see `settings.settings_of`."""
         return settings_of(self, self.parents)
 
     def check(self, run: Run) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def require_positive(**arguments: float) -> None:
+def check_positive(**arguments: float) -> None:
     """Raises a ValueError that names the first argument which is not above zero."""
     for name, value in arguments.items():
         if not value > 0:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from refilled_tf.losses._checks import require_positive
+from refilled_tf.losses._checks import check_positive
 
 
 def kd(student: tf.Tensor, teacher: tf.Tensor, temperature: float) -> tf.Tensor:
@@ -27,7 +27,7 @@ def kd(student: tf.Tensor, teacher: tf.Tensor, temperature: float) -> tf.Tensor:
     Raises:
       ValueError: the temperature is not above zero.
     """
-    require_positive(temperature=temperature)
+    check_positive(temperature=temperature)
     teacher = tf.stop_gradient(tf.cast(teacher, tf.float32))
     log_teacher = tf.nn.log_softmax(teacher / temperature)
     log_student = tf.nn.log_softmax(tf.cast(student, tf.float32) / temperature)

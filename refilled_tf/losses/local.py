@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from refilled_tf.losses._checks import require_positive
+from refilled_tf.losses._checks import check_positive
 from refilled_tf.losses.distances import l2_normalize, rescale
 from refilled_tf.losses.mixture import each_with_tau, log_mixture
 
@@ -82,7 +82,7 @@ def local_kl(
     Raises:
       ValueError: a temperature is not above zero.
     """
-    require_positive(tau_student=tau_student)
+    check_positive(tau_student=tau_student)
     student_logits = tf.cast(student_logits, tf.float32)
     teachers = each_with_tau(teacher_embeddings, tau_teacher)
     num_classes = tf.shape(student_logits)[1]

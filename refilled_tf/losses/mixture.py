@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from refilled_tf.losses._checks import require_positive
+from refilled_tf.losses._checks import check_positive
 
 
 def each_with_tau(
@@ -29,7 +29,7 @@ def each_with_tau(
     if len(taus) != len(several):
         raise ValueError(f"tau_teacher={tau!r} must be one, or one for each of {len(several)}.")
     for each in taus:
-        require_positive(tau_teacher=each)
+        check_positive(tau_teacher=each)
     frozen = [tf.stop_gradient(tf.cast(each, tf.float32)) for each in several]
     return list(zip(frozen, taus, strict=True))
 
@@ -53,7 +53,7 @@ def log_mixture(
     if len(weights) != len(log_probabilities):
         raise ValueError(f"weights={weights!r} must be {len(log_probabilities)} numbers.")
     for weight in weights:
-        require_positive(weight=weight)
+        check_positive(weight=weight)
     if len(weights) == 1:
         return log_probabilities[0]
     shares = tf.math.log(tf.constant(weights, tf.float32) / sum(weights))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from refilled_tf.losses._checks import require_positive
+from refilled_tf.losses._checks import check_positive
 from refilled_tf.losses.distances import l2_normalize
 
 
@@ -30,7 +30,7 @@ def probe_posterior(
     Raises:
       ValueError: the temperature is not above zero.
     """
-    require_positive(temperature=temperature)
+    check_positive(temperature=temperature)
     unit = l2_normalize(tf.stop_gradient(embeddings))
     # By all classifiers, which takes less than to look up a [d, C] matrix for each image.
     logits = tf.einsum("bd,fdc->bfc", unit, weights) + bias

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from refilled_tf.losses._checks import require_positive
+from refilled_tf.losses._checks import check_positive
 
 
 def prototype_logits(
@@ -27,7 +27,7 @@ def prototype_logits(
     Raises:
       ValueError: the temperature is not above zero.
     """
-    require_positive(temperature=temperature)
+    check_positive(temperature=temperature)
     embeddings, prototypes = (tf.cast(x, tf.float32) for x in (embeddings, prototypes))
     # As differences, which are few here: a Gram matrix would lose digits.
     gaps = embeddings[:, :, tf.newaxis] - prototypes[:, tf.newaxis]

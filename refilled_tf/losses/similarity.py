@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from refilled_tf.losses._checks import require_positive
+from refilled_tf.losses._checks import check_positive
 
 
 def similarity_kl(
@@ -32,7 +32,7 @@ def similarity_kl(
     Raises:
       ValueError: a temperature is not above zero.
     """
-    require_positive(tau_teacher=tau_teacher, tau_student=tau_student)
+    check_positive(tau_teacher=tau_teacher, tau_student=tau_student)
     bank = tf.stop_gradient(bank)
     log_teacher, log_student = (
         tf.nn.log_softmax(tf.matmul(side, bank, transpose_b=True) / tau)

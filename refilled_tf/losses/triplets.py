@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from refilled_tf.losses._checks import require_positive
+from refilled_tf.losses._checks import check_positive
 from refilled_tf.losses.distances import l2_normalize, pairwise_distances
 from refilled_tf.losses.mixture import each_with_tau, mixture_logits
 
@@ -196,7 +196,7 @@ def triplet_kl(
     Raises:
       ValueError: a temperature is not above zero, or `fallback` is unknown.
     """
-    require_positive(tau_student=tau_student)
+    check_positive(tau_student=tau_student)
     student = l2_normalize(student_embeddings)
     teachers = each_with_tau(teacher_embeddings, tau_teacher)
     distances = pairwise_distances(student)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from refilled_tf.losses._checks import require_positive
+from refilled_tf.losses._checks import check_positive
 from refilled_tf.losses.distances import l2_normalize, pairwise_distances
 from refilled_tf.losses.mixture import each_with_tau, log_mixture
 from refilled_tf.losses.triplets import positive_pairs, same_class
@@ -53,7 +53,7 @@ def tuple_kl(
     Raises:
       ValueError: a temperature or the margin is not above zero.
     """
-    require_positive(tau_student=tau_student, margin=margin)
+    check_positive(tau_student=tau_student, margin=margin)
     student = l2_normalize(student_embeddings)
     teachers = each_with_tau(teacher_embeddings, tau_teacher)
     same = same_class(labels)

@@ -10,7 +10,7 @@ _PRODUCTS = ("Conv2D", "DepthwiseConv2dNative", "MatMul")
 
 
 class Cost(NamedTuple):
-    """Of a network.
+    """A network's weights and multiplications.
 
     Attributes:
         weights: how many numbers it consists of, statistics of normalisations included.
@@ -23,7 +23,7 @@ class Cost(NamedTuple):
 
 
 def cost_of(network: tf.keras.Model) -> Cost:
-    """Counts a network's weights, and what TensorFlow's profiler finds it to calculate.
+    """Counts a network's weights and, by TensorFlow's profiler, its multiplications.
 
     Args:
         network: images of one size to named outputs.

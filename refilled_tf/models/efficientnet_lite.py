@@ -7,6 +7,7 @@ without squeeze-and-excite and with ReLU6, so that it calculates in integers. Ke
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import gin
 import tensorflow as tf
@@ -39,7 +40,10 @@ class EfficientNetLite0:
             larger ones, not those of the first and the last convolution.
         stem_stride: stride of the first convolution; 1 keeps small images larger.
         batch_norm_momentum: as in `MobileNet`.
+        size_option: the option that makes the network smaller or larger.
     """
+
+    size_option: ClassVar[str] = "width"
 
     width: float = 1.0
     stem_stride: int = 2

@@ -1,4 +1,4 @@
-"""Embeddings that were computed elsewhere: a teacher that TensorFlow cannot run."""
+"""Embeddings that were computed elsewhere: a teacher without a network, a `Lookup`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import gin
 import numpy as np
-import tensorflow as tf
 
 from refilled_tf.common import settings
 from refilled_tf.common.errors import InputError, details, listed, require
@@ -57,18 +56,6 @@ class EmbeddingFile:
             details(missing, 3),
         )
         return embeddings[[rows[key] for key in keys]]
-
-    def build(self, image_size: int) -> tf.keras.Model:
-        """Refuses, where a network is wanted.
-
-        Raises:
-            InputError: always.
-        """
-        raise InputError(
-            f"EmbeddingFile.file={self.file} holds embeddings and no network: it can teach "
-            "(Stage.teacher) and be probed, but neither be trained, fine-tuned or exported nor "
-            "teach tasks of few images (trials.teacher)"
-        )
 
 
 # Keyed by content too, so that a changed file is read anew.

@@ -59,7 +59,7 @@ class FromWeights:
 
     @property
     def width(self) -> float | None:
-        """The network's."""
+        """The width multiplier of the network; None where it has none."""
         return getattr(self.network, "width", None)
 
     def build(self, image_size: int) -> tf.keras.Model:

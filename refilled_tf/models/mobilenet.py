@@ -25,11 +25,13 @@ class _Application:
         network: its name in tf.keras.applications.
         stem: name of Keras's first convolution.
         least_width: the width below which a layer has no channel.
+        size_option: the option that makes the network smaller or larger.
     """
 
     network: ClassVar[str]
     stem: ClassVar[str]
     least_width: ClassVar[float] = 0.0
+    size_option: ClassVar[str] = "width"
 
     width: float = 1.0
     stem_stride: int = 2

@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeGuard, runtime_checkable
 import numpy as np
 import tensorflow as tf
 
-from refilled_tf.common.errors import require
+from refilled_tf.common.errors import InputError, require
 from refilled_tf.data.resizing import resized
 
 
@@ -31,8 +31,12 @@ class Backbone(Hashable, Protocol):
 
 
 @runtime_checkable
-class Lookup(Protocol):
+class Lookup(Hashable, Protocol):
     """Stands in a backbone's place where a teacher cannot be run here."""
+
+    @property
+    def file(self) -> str:
+        """Where its embeddings are kept, for messages."""
 
     def embeddings(self, keys: np.ndarray) -> np.ndarray:
         """Returns [n, d] float32 of the images of these keys, [n] strings."""
@@ -53,14 +57,22 @@ def mark(features: tf.Tensor, name: str) -> tf.Tensor:
     return tf.keras.layers.Activation("linear", name=name)(features)
 
 
-def embedding_network(backbone: Backbone, image_size: int) -> tf.keras.Model:
-    """Returns φ: images to {"embedding"}."""
+def embedding_network(backbone: Backbone | Lookup, image_size: int) -> tf.keras.Model:
+    """Returns φ: images to {"embedding"}.
+
+    Raises:
+        InputError: there is no network, or none for images of this size.
+    """
     images, embedding = _ends(backbone, image_size)
     return tf.keras.Model(images, {"embedding": embedding}, name="embedding_network")
 
 
-def classifier(backbone: Backbone, image_size: int, num_classes: int) -> tf.keras.Model:
-    """Returns f = Wᵀφ + b: images to {"embedding", "logits"}."""
+def classifier(backbone: Backbone | Lookup, image_size: int, num_classes: int) -> tf.keras.Model:
+    """Returns f = Wᵀφ + b: images to {"embedding", "logits"}.
+
+    Raises:
+        InputError: there is no network, or none for images of this size.
+    """
     images, embedding = _ends(backbone, image_size)
     logits = tf.keras.layers.Dense(num_classes, name="logits", dtype="float32")(embedding)
     return tf.keras.Model(images, {"embedding": embedding, "logits": logits}, name="classifier")
@@ -89,7 +101,13 @@ def with_classifier(network: tf.keras.Model, num_classes: int) -> tf.keras.Model
     return tf.keras.Model(copy.input, outputs, name="classifier")
 
 
-def _ends(backbone: Backbone, image_size: int):
+def _ends(backbone: Backbone | Lookup, image_size: int):
+    if isinstance(backbone, Lookup):
+        raise InputError(
+            f"{type(backbone).__name__}.file={backbone.file} holds embeddings and no network: it "
+            "can teach (Stage.teacher) and be probed, but neither be trained, fine-tuned or "
+            "exported nor teach tasks of few images (trials.teacher)"
+        )
     network = backbone.build(image_size)
     # Distances lose their meaning in half precision: the embedding leaves as float32.
     to_float32 = tf.keras.layers.Activation("linear", dtype="float32", name="embedding")

@@ -114,7 +114,7 @@ class OnnxLayer(tf.keras.layers.Layer):
     """
 
     def __init__(self, file: OnnxFile, graph: Graph, **options):
-        """Takes an opened file."""
+        """Makes the layer of an opened file."""
         super().__init__(trainable=False, dtype="float32", **options)
         self.file, self._graph = file, graph
 

@@ -65,7 +65,7 @@ class GlobalBatch(NamedTuple):
 
     @property
     def teacher_embeddings(self) -> list[tf.Tensor]:
-        """Of each teacher [B, d_T]."""
+        """The embeddings of each teacher, [B, d_T]."""
         names = (networks.numbered("embedding", i) for i in range(len(self.teacher)))
         return [self.teacher[name] for name in names if name in self.teacher]
 
@@ -222,7 +222,7 @@ class ToldOfEach(Protocol):
 
 
 def take_each(objective: ToldOfEach) -> None:
-    """Takes what an objective may be told of each teacher, as gin's lists or tuples.
+    """Checks an objective's per-teacher options, which gin may give as lists.
 
     Args:
         objective: whose options become tuples where they are several.

@@ -61,15 +61,15 @@ class Distillation(Objective):
 
     @property
     def features(self) -> tuple[str, ...]:
-        """As the method says."""
+        """The hidden layers that the method asks for."""
         return self.method.features if self.method else ()
 
     def adapter(self, student: Shapes, teacher: Shapes) -> tf.keras.Model | None:
-        """As the method says."""
+        """Returns what the method trains beside the student."""
         return self.method.adapter(student, teacher) if self.method else None
 
     def check_teachers(self, count: int) -> None:
-        """Takes one, and what the method has of each must be of one."""
+        """Accepts one teacher; the method's per-teacher options must fit one."""
         super().check_teachers(count)
         if self.method:
             self.method.check_teachers(count)

@@ -40,11 +40,11 @@ class JointDistillation(Objective):
         require_not_negative(self, "gamma")
 
     def fit_teacher(self, known: TeacherEmbeddings) -> dict[str, np.ndarray]:
-        """As the stage-2 objective says."""
+        """Returns what the stage-2 objective fits."""
         return self.local.fit_teacher(known)
 
     def check_teachers(self, count: int) -> None:
-        """Takes as many as both objectives do."""
+        """Accepts as many teachers as both objectives do."""
         self.relationship.check_teachers(count)
         self.local.check_teachers(count)
 

@@ -49,9 +49,11 @@ class LocalDistillation(Objective):
         "train_accuracy",
     )
 
-    weight: float = 10.0
+    weight: float = dataclasses.field(default=10.0, metadata=settings.searched(0.03, 2.0, 10.0))
     decay: float = 0.05
-    tau_teacher: float | tuple[float, ...] = 2.0
+    tau_teacher: float | tuple[float, ...] = dataclasses.field(
+        default=2.0, metadata=settings.searched(0.5, 2.0, 8.0)
+    )
     tau_student: float = 1.0
     centers: Literal["batch", "global"] = "batch"
     teacher_weights: tuple[float, ...] | None = dataclasses.field(
@@ -81,7 +83,7 @@ class LocalDistillation(Objective):
         }
 
     def check_teachers(self, count: int) -> None:
-        """Takes several, whose posteriors are averaged."""
+        """Accepts several teachers, whose posteriors are averaged."""
         check_each(self, count)
 
     def __call__(self, batch: GlobalBatch) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:

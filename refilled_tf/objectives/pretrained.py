@@ -13,7 +13,7 @@ from refilled_tf.objectives.base import Objective
 @gin.register
 @dataclasses.dataclass(frozen=True)
 class Pretrained(Objective):
-    """Takes the stage's backbone as it comes, such as a `KerasFile`; no recipe is needed."""
+    """Keeps the stage's backbone as it comes, such as a `KerasFile`; no recipe is needed."""
 
     classifies: ClassVar[bool] = False
     trains: ClassVar[bool] = False

@@ -15,6 +15,7 @@ import gin
 import numpy as np
 import tensorflow as tf
 
+from refilled_tf.common import settings
 from refilled_tf.common.errors import require, require_not_negative, require_positive, require_whole
 from refilled_tf.evaluation import linear_probe
 from refilled_tf.losses.local import posterior_kl
@@ -44,9 +45,11 @@ class ProbeDistillation(Objective):
     takes_unlabelled: ClassVar[bool] = True
     parts: ClassVar[tuple[str, ...]] = ("cross_entropy", "probe_kl", "train_accuracy")
 
-    cross_entropy_weight: float = 0.3
+    cross_entropy_weight: float = dataclasses.field(
+        default=0.3, metadata=settings.searched(0.03, 0.3, 3.0)
+    )
     weight: float = 1.0
-    temperature: float = 2.0
+    temperature: float = dataclasses.field(default=2.0, metadata=settings.searched(0.5, 2.0, 8.0))
     views: int = 4
     teacher_weights: tuple[float, ...] | None = None
 
@@ -60,7 +63,7 @@ class ProbeDistillation(Objective):
             require_positive(self, "teacher_weights")
 
     def check_teachers(self, count: int) -> None:
-        """Takes several."""
+        """Accepts several teachers, with a weight for each or none."""
         weights = self.teacher_weights
         require(
             weights is None or len(weights) == count,

@@ -49,8 +49,10 @@ class RelationshipMatching(Objective):
     parts: ClassVar[tuple[str, ...]] = ("relation_kl", "num_relations")
 
     relation: Literal["triplet", "tuple"] = "triplet"
-    weight: float = 500.0
-    tau_teacher: float | tuple[float, ...] = 2.0
+    weight: float = dataclasses.field(default=500.0, metadata=settings.searched(1.0, 30.0, 300.0))
+    tau_teacher: float | tuple[float, ...] = dataclasses.field(
+        default=2.0, metadata=settings.searched(0.5, 2.0, 8.0)
+    )
     tau_student: float = 1.0
     fallback: Literal["skip", "farthest"] = "skip"
     margin: float = 0.2
@@ -80,7 +82,7 @@ class RelationshipMatching(Objective):
         )
 
     def check_teachers(self, count: int) -> None:
-        """Takes several, whose p_ijk are averaged."""
+        """Accepts several teachers, whose p_ijk are averaged."""
         check_each(self, count)
 
     def __call__(self, batch: GlobalBatch) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:

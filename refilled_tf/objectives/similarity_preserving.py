@@ -59,7 +59,7 @@ class SimilarityPreserving(FeatureMatching):
     layers: tuple[str, ...] = ("f3",)
 
     def adapter(self, student: Shapes, teacher: Shapes) -> None:
-        """Takes features of any sizes, and trains nothing but the student."""
+        """Accepts features of any sizes, and trains nothing but the student."""
 
     def layer_loss(self, batch: GlobalBatch, layer: str) -> tf.Tensor:
         """Returns the difference of similarities."""

@@ -56,7 +56,7 @@ def experiment_of(text: str, has_pool: bool) -> Experiment:
 def planned_steps(
     minutes: float, text: str, has_pool: bool, folder: Path, data_dir: str | None
 ) -> int:
-    """Does what `steps_within` does, once: a command that is given again has the same plan."""
+    """Returns the steps of an earlier plan with this budget, else measures them."""
     path = folder.with_name(PLAN)
     if path.exists():
         plan = storage.read_json(path)

@@ -109,7 +109,7 @@ def settings(
 
 
 def _trained_teacher_lines(teacher: teachers.Teacher, image_size: int) -> list[str]:
-    """Says what the rows @fine_tune/Stage() and @teacher_head/Stage() are of."""
+    """Returns gin lines that set the networks of the rows fine_tune and teacher_head."""
     if not networks.in_keras(teacher):
         return []
     backbone = f"@teacher/{type(teacher).__name__}()"

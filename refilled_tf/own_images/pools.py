@@ -110,7 +110,7 @@ def tfds_source(
 
 
 def gin_lines(parts: Sequence[task.Task | sources.Source], scopes: Sequence[str]) -> list[str]:
-    """Says in gin that tasks have these unlabelled images.
+    """Returns gin lines that give tasks these unlabelled images.
 
     Args:
         parts: as `parse` gives them.

@@ -47,7 +47,7 @@ def listing(source: Source) -> dict[str, str]:
 
 
 def images_changed(there: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Says what is different in a folder, such as "3 images were added to dog/".
+    """Lists in words what has changed in a folder, such as "3 images were added to dog/".
 
     Args:
         there: what `listing` returned when the networks were trained.
@@ -67,7 +67,7 @@ def images_changed(there: Mapping[str, str], now: Mapping[str, str]) -> list[str
 
 
 def require_current(found: Outdated, output: Path, source: Source) -> None:
-    """Rejects to go on where something is outdated, and says all that has changed.
+    """Rejects outdated results, and says all that has changed.
 
     Args:
         found: as `outdated` returns it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from etils import epy
 
@@ -21,10 +21,11 @@ NETWORKS = {
     "EfficientNetLite0": efficientnet_lite,
 }
 
-Student: TypeAlias = (
+Network: TypeAlias = (
     "mobilenet.MobileNet | mobilenet.MobileNetV2 | mobilenet.MobileNetV3Small "
-    "| efficientnet_lite.EfficientNetLite0 | from_weights.FromWeights"
+    "| efficientnet_lite.EfficientNetLite0"
 )
+Student: TypeAlias = "Network | from_weights.FromWeights"
 
 
 def parse(name: str, width: float, weights: str | None = None) -> Student:
@@ -42,8 +43,10 @@ def parse(name: str, width: float, weights: str | None = None) -> Student:
         InputError: there is no such network, width or file.
     """
     require_known(name, weights)
+    kind = _kind(name)
+    options: dict[str, Any] = {kind.size_option: width}
     try:
-        network = getattr(NETWORKS[name], name)(width=width)
+        network = kind(**options)
     except InputError as error:
         raise InputError(f"--width={width}: {error}") from error
     return network if weights is None else from_weights.FromWeights(network, weights)
@@ -62,10 +65,15 @@ def require_known(name: str, weights: str | None) -> None:
 
 def width_option(name: str) -> str:
     """Returns the width multiplier's name in gin."""
-    return f"student/{name}.width"
+    return f"student/{name}.{_kind(name).size_option}"
 
 
-def described(backbone: networks.Backbone) -> str:
+def _kind(name: str) -> type[Network]:
+    """Returns the class of one of `NETWORKS`."""
+    return getattr(NETWORKS[name], name)
+
+
+def described(backbone: networks.Backbone | networks.Lookup) -> str:
     """Returns such as "MobileNetV2 of width 0.35", of any network."""
     if isinstance(backbone, from_weights.FromWeights):
         return f"{described(backbone.network)}, pretrained,"
@@ -74,7 +82,7 @@ def described(backbone: networks.Backbone) -> str:
 
 
 def gin_lines(student: Student) -> list[str]:
-    """Says in gin that this is the network of all rows that are not a teacher's.
+    """Returns gin lines that make this the network of all rows but a teacher's.
 
     Args:
         student: what `parse` gave.
@@ -82,15 +90,16 @@ def gin_lines(student: Student) -> list[str]:
     Returns:
         Lines such as "Stage.backbone = @student/MobileNetV2()".
     """
+    network = student.network if isinstance(student, from_weights.FromWeights) else student
+    kind = type(network).__name__
+    width = f"{width_option(kind)} = {getattr(network, _kind(kind).size_option)}"
     if not isinstance(student, from_weights.FromWeights):
-        kind = type(student).__name__
-        return [f"Stage.backbone = @student/{kind}()", f"{width_option(kind)} = {student.width}"]
-    kind = type(student.network).__name__
+        return [f"Stage.backbone = @student/{kind}()", width]
     return [
         "Stage.backbone = @student/FromWeights()",
         f"student/FromWeights.network = @student/{kind}()",
         f"student/FromWeights.weights = {student.weights!r}",
-        f"{width_option(kind)} = {student.width}",
+        width,
         "student_kx/Stage.method = 'Pretrained, fine-tuned'",
         "probe/Stage.method = 'Pretrained, distilled'",
         "probe_pool/Stage.method = 'Pretrained, distilled + pool'",

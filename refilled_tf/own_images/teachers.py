@@ -16,7 +16,7 @@ with epy.lazy_imports():
 
     from refilled_tf.experiment import config
     from refilled_tf.experiment import run as runs
-    from refilled_tf.models import embedding_files, keras_files, onnx_files
+    from refilled_tf.models import embedding_files, keras_files, networks, onnx_files
 
 IMAGENET = "imagenet:"
 ACCEPTED = (
@@ -88,12 +88,12 @@ def require_found(spec: str) -> None:
 
 
 def cost(teacher: Teacher) -> str | None:
-    """Says what this kind of teacher costs the student, and another would not; None if nothing.
+    """Returns what only this kind of teacher costs the student, in words; None if nothing.
 
     Args:
         teacher: what `parse` gave.
     """
-    if not isinstance(teacher, embedding_files.EmbeddingFile):
+    if not networks.looks_up(teacher):
         return None
     return (
         f"--teacher={teacher.file} knows each image as it is, and none of its crops and flips: all "
@@ -137,7 +137,7 @@ def _pixels(given: str | int) -> int:
 
 
 def gin_lines(teacher: Teacher, scope: str = "teacher") -> list[str]:
-    """Says in gin that a stage's network is this teacher.
+    """Returns gin lines that make this teacher a stage's network.
 
     Args:
         teacher: what `parse` gave.

@@ -13,23 +13,23 @@ from typing import Any
 
 import optuna
 
-from refilled_tf.common import storage
+from refilled_tf.common import settings, storage
 from refilled_tf.common.errors import DivergedError, require
+from refilled_tf.data.recipe import Recipe
 from refilled_tf.experiment import config
 from refilled_tf.experiment.launch import launch
 from refilled_tf.experiment.stage import Stage
+from refilled_tf.objectives.local import LocalDistillation
+from refilled_tf.objectives.probe_distillation import ProbeDistillation
+from refilled_tf.objectives.relationship import RelationshipMatching
 from refilled_tf.own_images import candidates
 
 TRIALS = "trials.json"
-# By name in gin: the smallest, the first and the largest value, searched on a logarithmic scale.
+# In their order a search draws: another one would not find its finished trials.
+SEARCHED = (RelationshipMatching, LocalDistillation, ProbeDistillation, Recipe)
+# By name in gin: the smallest, the first and the largest value.
 RANGES = {
-    "RelationshipMatching.weight": (1.0, 30.0, 300.0),
-    "RelationshipMatching.tau_teacher": (0.5, 2.0, 8.0),
-    "LocalDistillation.weight": (0.03, 2.0, 10.0),
-    "LocalDistillation.tau_teacher": (0.5, 2.0, 8.0),
-    "ProbeDistillation.cross_entropy_weight": (0.03, 0.3, 3.0),
-    "ProbeDistillation.temperature": (0.5, 2.0, 8.0),
-    "Recipe.learning_rate": (0.01, 0.1, 0.3),
+    option: limits for kind in SEARCHED for option, limits in settings.ranges_of(kind).items()
 }
 
 TuningTrial = dict[str, Any]
@@ -71,19 +71,19 @@ def run(
     trials: list[TuningTrial] = []
 
     def accuracy(trial: optuna.Trial) -> float:
-        settings = {
+        values = {
             option: _rounded(trial.suggest_float(option, least, most, log=True))
             for option, (least, _, most) in ranges.items()
         }
         if len(widths) > 1:
-            settings[width_option] = trial.suggest_categorical(width_option, widths)
+            values[width_option] = trial.suggest_categorical(width_option, widths)
         name = f"trial_{trial.number:03d}"
         params = [
             f"Experiment.rows = [@{row.name}/Stage()]",
             f"student.holdout = {candidates.HOLDOUT}",
             *(f"{stage.name}/Stage.name = '{name}_{stage.name}'" for stage in chain[1:]),
             f"{row.name}/Stage.name = '{name}'",
-            *(f"{option} = {value}" for option, value in settings.items()),
+            *(f"{option} = {value}" for option, value in values.items()),
         ]
         try:
             _, _, results = launch([str(gin_file)], params, folder, data_dir, command)
@@ -92,10 +92,10 @@ def run(
             raise
         (scored,) = results["rows"]
         facts = {"accuracy": scored["accuracy"], "images": scored["images"]}
-        trials.append({"name": name, "settings": settings} | facts)
+        trials.append({"name": name, "settings": values} | facts)
         storage.write_json(folder / TRIALS, trials)
         found = f"{100 * scored['accuracy']:.2f} % of {scored['images']} validation images"
-        print(f"{name}: {found}, {settings}")
+        print(f"{name}: {found}, {values}")
         return scored["accuracy"]
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -128,5 +128,5 @@ def chosen(trials: list[TuningTrial]) -> list[str]:
 
 
 def _rounded(value: float) -> float:
-    """Keeps three digits, more than which nobody wants to read."""
+    """Rounds to three significant digits."""
     return float(f"{value:.3g}")

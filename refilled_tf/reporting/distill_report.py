@@ -121,7 +121,7 @@ def points(mean: float, error: float) -> str:
 
 
 def warning(rows: Sequence[dict[str, Any]]) -> str:
-    """Says that the teacher knows too little, where its own classifier is not above the student.
+    """Warns of a teacher whose own classifier is not above the student; "" of others.
 
     Args:
         rows: of results.json.
@@ -211,7 +211,7 @@ def per_class(data: TaskData, predictions: np.ndarray) -> list[dict[str, Any]]:
 
 
 def baseline(classes: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Says what an answer that is always the same would get right.
+    """Returns the accuracy of always answering the commonest class.
 
     Args:
         classes: as `per_class` returns them.

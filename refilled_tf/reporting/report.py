@@ -22,7 +22,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Formats the rows of results.json.
 
     Args:
-        rows: as `experiment.run` returns them.
+        rows: as `experiment.finish_rows` returns them.
 
     Returns:
         A Markdown table: accuracies in percent, the stage-1 embedding's NCM, 1NN, Recall@1 and

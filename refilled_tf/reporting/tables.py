@@ -57,7 +57,7 @@ class Cell(NamedTuple):
 
     @property
     def deviation(self) -> float | None:
-        """Of the seeds; None of a single one."""
+        """The standard deviation over the seeds; None of a single one."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     @property

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from refilled_tf.common import gin_files
 from refilled_tf.common.errors import InputError
+from refilled_tf.data.sources import TfdsSource
 from refilled_tf.data.splits import (
     AlphabeticalHalves,
     RandomHalves,
@@ -426,10 +427,42 @@ def test_what_needs_no_quotes_is_taken(param):
     config.require_quotes([param])
 
 
+def _blocks_of_extending():
+    """Returns the language and the text of each block of code in docs/extending.md."""
+    text = (GIN.parent / "docs/extending.md").read_text()
+    blocks = re.findall(r"```(\w*)\n(.*?\n)```", text, re.DOTALL)
+    assert len(blocks) == 5
+    return blocks
+
+
+def test_sources_of_the_documents_are_taken(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    code = (
+        "import dataclasses, gin",
+        "from refilled_tf.data.sources import Digits",
+        "@gin.register",
+        "@dataclasses.dataclass(frozen=True)",
+        "class MySource(Digits):",
+        "    file: str",
+    )
+    (tmp_path / "my_source.py").write_text("\n".join(code))
+    *_, (_, own), (_, dataset) = _blocks_of_extending()
+    sources = []
+    for lines in (own, dataset):
+        (tmp_path / "mine.gin").write_text(
+            f"import my_source\ninclude 'digits_halves.gin'\n{lines}"
+        )
+        spec = config.load_experiment(["mine.gin"])
+        sources += {stage.task.data.source for stage in spec.stages()}
+    assert [getattr(each, "file", None) for each in sources] == ["FILE", None]
+    splits = ("train", "validation", "test")
+    assert sources[1] == TfdsSource("oxford_flowers102", splits, "file_name")
+
+
 def test_method_of_the_documents_works(tmp_path, monkeypatch):
     """As docs/extending.md has it; its work_dir is loaded again by what it imports."""
-    text = (GIN.parent / "docs/extending.md").read_text()
-    _, (kind, code), (_, row) = re.findall(r"```(\w*)\n(.*?\n)```", text, re.DOTALL)
+    _, (kind, code), (_, row), *_ = _blocks_of_extending()
     assert kind == "python"
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)

@@ -40,7 +40,7 @@ def outcome(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "_build", counted)
-        results = experiment.run(Experiment((PROBE, VANILLA, tiny.second())), run, *HOW)
+        results = experiment.finish_rows(Experiment((PROBE, VANILLA, tiny.second())), run, *HOW)
     return work_dir, results, trained
 
 
@@ -153,7 +153,7 @@ def test_second_run_repeats_the_results_without_training(outcome, tmp_path, monk
     shutil.copytree(work_dir, tmp_path / "copy")
     monkeypatch.setattr(training, "_build", None)
     rows = (VANILLA, tiny.second())
-    again = experiment.run(Experiment(rows), tiny.run_in(tmp_path / "copy"), *HOW)
+    again = experiment.finish_rows(Experiment(rows), tiny.run_in(tmp_path / "copy"), *HOW)
     assert again["rows"] == results["rows"][1:]
 
 
@@ -163,7 +163,7 @@ def test_a_worker_leaves_once_the_results_are_written(outcome, tmp_path, monkeyp
     results.unlink()
     written = []
     monkeypatch.setattr(Run, "leave_together", lambda self: written.append(results.exists()))
-    experiment.run(Experiment((VANILLA,)), tiny.run_in(tmp_path / "copy"), *HOW)
+    experiment.finish_rows(Experiment((VANILLA,)), tiny.run_in(tmp_path / "copy"), *HOW)
     assert written == [True]
 
 
@@ -173,7 +173,7 @@ def test_finished_rows_stay_when_a_later_one_fails(outcome, tmp_path):
     recipe = dataclasses.replace(tiny.RECIPE, learning_rate=1e30)
     diverging = tiny.second(name="diverging", recipe=recipe)
     with pytest.raises(InputError, match="'diverging'"):
-        experiment.run(
+        experiment.finish_rows(
             Experiment((VANILLA, diverging, tiny.second())),
             tiny.run_in(tmp_path / "copy"),
             *HOW,

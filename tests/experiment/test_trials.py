@@ -34,7 +34,7 @@ def spec(tmp_path_factory):
 def outcome(spec, tmp_path_factory):
     run = tiny.run_in(tmp_path_factory.mktemp("few_shot"))
     experiment.check(spec, run)
-    return run, experiment.run(spec, run, ["few_shot.gin"], "command")
+    return run, experiment.finish_rows(spec, run, ["few_shot.gin"], "command")
 
 
 def test_every_method_has_a_row_for_each_number_of_shots(outcome):
@@ -127,7 +127,7 @@ def test_teacher_is_the_named_stages_network(spec, outcome):
 def test_finished_row_is_not_scored_again(spec, outcome, monkeypatch):
     run, results = outcome
     monkeypatch.setattr(trials.Trials, "networks", None)
-    again = experiment.run(spec, run, ["few_shot.gin"], "command")
+    again = experiment.finish_rows(spec, run, ["few_shot.gin"], "command")
     assert again["rows"] == results["rows"]
 
 

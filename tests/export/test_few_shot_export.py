@@ -35,7 +35,7 @@ def finished_rows(tmp_path_factory):
     (work_dir / "few_shot.gin").write_text(GIN + ROWS)
     spec = config.load_experiment([work_dir / "few_shot.gin"])
     storage.write_text(work_dir / gin_files.OPERATIVE, config.operative_config())
-    experiment.run(spec, tiny.run_in(work_dir), ["few_shot.gin"], "command")
+    experiment.finish_rows(spec, tiny.run_in(work_dir), ["few_shot.gin"], "command")
     return work_dir, {row.name: row for row in spec.rows}
 
 

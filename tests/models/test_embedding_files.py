@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 
 from refilled_tf.common.errors import InputError
+from refilled_tf.models import networks
 from refilled_tf.models.embedding_files import EmbeddingFile
 
 PATHS = np.array(["a/1.jpg", "a/2.jpg", "b/1.jpg"])
@@ -74,5 +77,14 @@ def test_other_files_are_refused(tmp_path):
 
 
 def test_it_is_no_network(tmp_path):
-    with pytest.raises(InputError, match="holds embeddings and no network"):
-        _file(tmp_path).build(32)
+    file = _file(tmp_path)
+    assert networks.looks_up(file)
+    assert not isinstance(file, networks.Backbone)
+    for build in (
+        networks.embedding_network,
+        functools.partial(networks.classifier, num_classes=2),
+    ):
+        with pytest.raises(
+            InputError, match=r"EmbeddingFile\.file=.*\.npz holds embeddings and no n"
+        ):
+            build(file, 32)

@@ -9,9 +9,12 @@ import zipfile
 import numpy as np
 import pytest
 import tensorflow as tf
+import tiny
 
-from refilled_tf.common import settings
+from refilled_tf.common import settings, storage
 from refilled_tf.common.errors import InputError
+from refilled_tf.experiment import config
+from refilled_tf.experiment.probe_row import Probe
 from refilled_tf.experiment.training import count_parameters
 from refilled_tf.models import networks
 from refilled_tf.models.keras_files import Application, KerasFile
@@ -181,6 +184,23 @@ def test_content_tells_files_apart_and_not_paths(tmp_path):
     second = KerasFile(_saved(tmp_path, other, "other.keras"))
     (tmp_path / "copy.keras").write_bytes((tmp_path / "teacher.keras").read_bytes())
     assert KerasFile(str(tmp_path / "copy.keras")).content == first.content != second.content
+
+
+def test_content_is_read_once_however_often_gin_refers_to_the_file(tmp_path, monkeypatch):
+    file, read, blocks = _saved(tmp_path, _network()), [], storage.blocks
+    monkeypatch.setattr(
+        storage, "blocks", lambda opened: read.append(opened.name) or blocks(opened)
+    )
+    spec = config.load_text(
+        f"{tiny.GIN}include 'models/pretrained_teacher.gin'\nKerasFile.file = '{file}'\n",
+        ["Experiment.rows = [@teacher_1nn/Probe(), @fine_tune/Stage(), @refilled/Stage()]"],
+    )
+    given = [each.teacher if isinstance(each, Probe) else each for each in spec.specs()]
+    backbones = {id(each.backbone) for each in given if isinstance(each.backbone, KerasFile)}
+    assert len(backbones) > 2  # gin makes one for each reference
+    for each in spec.specs():
+        each.settings()
+    assert read == [file]
 
 
 def test_a_dense_layer_inside_is_no_classifier(tmp_path):

@@ -31,6 +31,7 @@ from refilled_tf.objectives.regression import EmbeddingRegression
 from refilled_tf.objectives.relationship import RelationshipMatching
 from refilled_tf.objectives.rkd import RelationalDistillation
 from refilled_tf.objectives.similarity import SimilarityDistillation
+from refilled_tf.objectives.similarity_preserving import SimilarityPreserving
 from refilled_tf.objectives.vid import VariationalInformation
 
 pytestmark = pytest.mark.slow
@@ -50,6 +51,7 @@ RELATIONAL = {
     "local, global centres": LocalDistillation(centers="global"),
     "rkd": RelationalDistillation(),
     "joint": JointDistillation(TRIPLET, LocalDistillation(), gamma=0.2),
+    "sp, embeddings": Distillation(SimilarityPreserving(weight=10.0, layers=("embedding",))),
 }
 LAYERS = ("conv", "norm", "relu")  # of TinyNetwork
 # They take unlabelled images, one beside each labelled one.
@@ -66,6 +68,7 @@ OBJECTIVES = RELATIONAL | {
     "at": Distillation(AttentionTransfer(weight=10.0, layers=LAYERS)),
     "nst": Distillation(NeuronSelectivity(weight=1.0, layers=LAYERS)),
     "kd+vid": Distillation(VariationalInformation(layers=LAYERS), kd_weight=1.0),
+    "sp": Distillation(SimilarityPreserving(weight=10.0, layers=LAYERS)),
 }
 
 

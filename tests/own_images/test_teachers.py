@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
     spec, run = config.load_experiment([folder / "tiny.gin"], [rows]), tiny.run_in(folder / "run")
     (folder / "run").mkdir()
     (folder / "run" / gin_files.OPERATIVE).write_text(config.operative_config())
-    experiment.run(spec, run, [], "")
+    experiment.finish_rows(spec, run, [], "")
     images = tf.keras.Input((12, 12, 3))
     flat = tf.keras.layers.Flatten(name="flat")(images)
     tf.keras.Model(images, tf.keras.layers.Dense(3)(flat)).save(folder / "net.keras")
