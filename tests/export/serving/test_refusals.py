@@ -43,6 +43,8 @@ SOONER = {
     ),
     "beginning of a jpeg": f"image_bytes[0]: {NO_IMAGE}",
     "beginning of a png": f"image_bytes[0]: {NO_IMAGE}",
+    # Pillow's words, since a PNG that is not whole is decoded by Pillow.
+    "half a png": "image_bytes[0]: it is damaged: image file is truncated",
 }
 BOTH = {
     name: ("serving_bytes", {"image_bytes": [content]}, SOONER.get(name, text))
