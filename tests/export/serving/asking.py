@@ -67,4 +67,5 @@ def publish(version, base, number):
 
 
 def manager(base):
-    return Manager(base, "refilled", Limits(rows=1, pixels=2**25), Batching(num_batch_threads=1))
+    limits = Limits(rows=1, pixels=2**25, bytes=2**25)
+    return Manager(base, "refilled", limits, Batching(num_batch_threads=1))

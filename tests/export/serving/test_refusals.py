@@ -194,6 +194,28 @@ def test_bad_request_gets_the_same_error_over_both(signature, inputs, message, p
             {"signature_name": "classify", "examples": []},
             "'examples' must be a list of objects that is not empty",
         ),
+        (
+            # 32 images of 32 × 32 pixels are 1 + 32 · (1 + 32 + 32²) lists; 256 a row are spare.
+            ":predict",
+            b'{"instances": [' + b"[]," * (33_825 + 8192) + b"no JSON",
+            "the body has more than 42017 lists, or than 8192 objects and strings: more than a "
+            "batch of --max_batch_size needs",
+        ),
+        (
+            ":predict",
+            b'{"instances": [' + b'"",' * 8192 + b"no JSON",
+            "the body has more than 42017 lists, or than 8192 objects and strings",
+        ),
+        (
+            ":classify",
+            {"signature_name": "classify", "examples": [{}] * 32 + ["no example"]},
+            "a batch of 33 is larger than --max_batch_size=32",
+        ),
+        (
+            ":regress",
+            {"examples": ["no example"] * 33},
+            "a batch of 33 is larger than --max_batch_size=32",
+        ),
         (":classify", {"examples": [asking.PNG, 1]}, "an example must be an object of features"),
         (
             ":classify",
@@ -307,6 +329,30 @@ def test_bad_message(request_, message, predictions):
     assert code == "INVALID_ARGUMENT"
     assert details.startswith(message)
     assert predictions.Predict(asking.png_request()).outputs
+
+
+def test_context_counts_for_each_example(predictions, url):
+    """A request of 40 kB, which would be 32 times that once it is put together."""
+    value = "x" * 40_000
+    body = {"signature_name": "classify", "context": {"a": value}, "examples": [{}] * 32}
+    request = classification_pb2.ClassificationRequest(model_spec=asking.spec("classify"))
+    given = request.input.example_list_with_context
+    given.context.features.feature["a"].bytes_list.value.append(value.encode())
+    given.examples.extend([tf.train.Example()] * 32)
+    size = given.context.ByteSize()
+    assert 32 * size > asking.REQUEST_BYTES > 26 * size
+    message = (
+        f"32 examples, each with a context of {size} bytes, are more than "
+        f"--max_request_bytes={asking.REQUEST_BYTES}"
+    )
+    assert asking.refusal(predictions.Classify, request) == ("INVALID_ARGUMENT", message)
+    answer = http.post(f"{url}:classify", json=body)
+    # JSON's example is a message, if an empty one, of two bytes more.
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith("32 examples, each with a context of ")
+    del given.examples[26:]
+    code, details = asking.refusal(predictions.Classify, request)
+    assert (code, details.split(":")[0]) == ("INVALID_ARGUMENT", "inputs[0]")  # it has no image
 
 
 def test_other_calls_that_are_refused(predictions, models):
