@@ -27,7 +27,7 @@ from tensorflow_serving.apis.get_model_metadata_pb2 import (
 from tensorflow_serving.apis.predict_pb2 import PredictRequest
 from tensorflow_serving.apis.regression_pb2 import RegressionRequest
 
-from export.serving import json_reader
+from export.serving import images, json_reader
 from export.serving.batching import Call
 from export.serving.errors import Code, RequestError, require_valid
 from export.serving.model import Arrays, Model
@@ -68,10 +68,12 @@ def predict(model: Model, body: bytes) -> Call[bytes]:
         if by_row
         else _columns(document["inputs"], signature.inputs)
     )
+    for name in columns:  # the names first, whatever the values
+        request.inputs[name].SetInParent()
+    model.require_inputs(request)
     for name, value in columns.items():
-        # A name that the signature does not have is refused by the model, whatever the value.
-        dtype = signature.inputs[name].dtype if name in signature.inputs else tf.string
-        request.inputs[name].CopyFrom(_tensor(value, tf.as_dtype(dtype), name))
+        dtype = tf.as_dtype(signature.inputs[name].dtype)
+        request.inputs[name].CopyFrom(_tensor(value, dtype, name))
 
     def answer(outputs: Arrays) -> dict[str, Any]:
         values = {name: _values(name, array) for name, array in outputs.items()}
@@ -221,7 +223,8 @@ def _tensor(value: Any, dtype: tf.DType, name: str) -> TensorProto:
     except ValueError as error:
         raise _ragged(name) from error
     if dtype == tf.string:
-        strings = [_bytes(leaf, f"input {name!r}") for leaf in leaves.flat]
+        hint = f"; {images.TAKES_PIXELS}" if leaves.ndim > 1 else ""
+        strings = [_bytes(leaf, f"input {name!r}", hint) for leaf in leaves.flat]
         shape = tf.TensorShape(leaves.shape).as_proto()
         return TensorProto(dtype=dtype.as_datatype_enum, tensor_shape=shape, string_val=strings)
     # Row by row, since no other thread runs while numpy reads objects.
@@ -241,12 +244,13 @@ def _numbers(leaves: np.ndarray, dtype: tf.DType, name: str) -> np.ndarray:
         raise _ragged(name)
     require_valid(
         kinds <= ({int, float} if dtype.is_floating else {int}),
-        f"input {name!r} takes numbers that are {dtype.name}",
+        f"input {name!r} takes numbers that are {dtype.name}"
+        + (f"; {images.TAKES_IMAGES}" if kinds & {str, dict} else ""),
     )
     converted = _converted(leaves, dtype, has_whole=int in kinds)
-    require_valid(
-        converted is not None, f"input {name!r} has a number that {dtype.name} cannot hold"
-    )
+    if converted is None:
+        message = f"input {name!r} has a number that {dtype.name} cannot hold"
+        raise RequestError(Code.INVALID_ARGUMENT, message)
     return converted
 
 
@@ -268,12 +272,12 @@ def _converted(leaves: np.ndarray, dtype: tf.DType, has_whole: bool) -> np.ndarr
     return None if inexact.any() else converted
 
 
-def _bytes(value: Any, where: str) -> bytes:
+def _bytes(value: Any, where: str, hint: str = "") -> bytes:
     """Returns a string's bytes, in UTF-8 or as {"b64": …} says."""
     if isinstance(value, str):
         return value.encode()
     require_valid(
-        _is_base64(value), f"{where} has {value!r:.50} instead of a string or {{'b64': …}}"
+        _is_base64(value), f"{where} has {value!r:.50} instead of a string or {{'b64': …}}{hint}"
     )
     # As TensorFlow Serving's decoder: with line breaks, and without padding.
     text = "".join(value["b64"].split())

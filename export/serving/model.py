@@ -228,6 +228,18 @@ class Model:
             )
         return name, self.signatures[name]
 
+    def require_inputs(self, request: PredictRequest) -> None:
+        """Raises RequestError unless the inputs of a request are those of its signature."""
+        name, signature = self.signature(request.model_spec.signature_name)
+        given = set(request.inputs)
+        if given != set(signature.inputs):
+            message = f"signature {name!r} takes the inputs {_listed(signature.inputs)}, not "
+            message += _listed(given) or "none"
+            others = [key for key, each in self.signatures.items() if set(each.inputs) == given]
+            if others:
+                message += f"; signatures that take {_listed(given)}: {_listed(others)}"
+            raise RequestError(Code.INVALID_ARGUMENT, message)
+
     def require_few(self, rows: int) -> None:
         """Raises RequestError if a batch has more rows than a request may hold."""
         require_valid(
@@ -308,16 +320,19 @@ class Model:
 
         Shapes are looked at before anything is unpacked: a few bytes can claim to be terabytes.
         """
+        self.require_inputs(request)
         infos = self.signatures[name].inputs
-        require_valid(
-            set(infos) == set(request.inputs),
-            f"signature {name!r} takes the inputs {_listed(infos)}, not "
-            f"{_listed(request.inputs) or 'none'}",
-        )
         for key, info in infos.items():
             given = request.inputs[key]
             if not _fits(given, info):  # else the description would cost more than the look
                 message = f"input {key!r} takes {_described(info)}, not {_described(given)}"
+                if tf.string.as_datatype_enum == given.dtype != info.dtype:
+                    message += f"; {images.TAKES_IMAGES}"
+                elif (
+                    given.dtype != tf.string.as_datatype_enum == info.dtype
+                    and len(given.tensor_shape.dim) > 1
+                ):
+                    message += f"; {images.TAKES_PIXELS}"
                 raise RequestError(Code.INVALID_ARGUMENT, message)
             self.require_few(given.tensor_shape.dim[0].size)
         return {key: _to_array(request.inputs[key], key) for key in infos}

@@ -31,6 +31,13 @@ def png_request(**version):
     return predict_request("serving_bytes", {"image_bytes": [images.NOISE_PNG]}, **version)
 
 
+def example(encoded):
+    """Returns a serialized tf.Example of an image."""
+    feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[encoded]))
+    features = tf.train.Features(feature={"image/encoded": feature})
+    return tf.train.Example(features=features).SerializeToString()
+
+
 def as_json(value):
     """Turns bytes, an array or a list of them into what stands for it in JSON."""
     if isinstance(value, bytes):

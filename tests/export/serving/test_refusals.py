@@ -1,5 +1,6 @@
 """What the embedded server refuses, and in which words."""
 
+import base64
 import json
 
 import asking
@@ -46,6 +47,7 @@ SOONER = {
     # Pillow's words, since a PNG that is not whole is decoded by Pillow.
     "half a png": "image_bytes[0]: it is damaged: image file is truncated",
 }
+UNMARKED = "it is base64, which JSON marks as {'b64': '…'}, without 'data:' before it"
 BOTH = {
     name: ("serving_bytes", {"image_bytes": [content]}, SOONER.get(name, text))
     for name, (content, text) in images.BAD.items()
@@ -92,6 +94,37 @@ BOTH |= {
         "serving_bytes",
         {"image_bytes": np.array([[images.JPEG]], object)},
         "input 'image_bytes' takes DT_STRING [-1], not DT_STRING [1, 1]",
+    ),
+    "bytes for the signature of Examples": (
+        "serving_default",
+        {"image_bytes": [images.JPEG]},
+        "signature 'serving_default' takes the inputs examples, not image_bytes; signatures that "
+        "take image_bytes: embedding, serving_bytes",
+    ),
+    "pixels for the signature of Examples": (
+        "",
+        {"images": np.zeros((1, 32, 32, 3), np.float32)},
+        "signature 'serving_default' takes the inputs examples, not images; signatures that take "
+        "images: serving_tensor",
+    ),
+    "base64 that is not marked": (
+        "serving_bytes",
+        {"image_bytes": [images.JPEG, base64.b64encode(images.JPEG)]},
+        f"image_bytes[1]: {NO_IMAGE}; {UNMARKED}",
+    ),
+    "base64 as browsers have it": (
+        "serving_support",
+        {
+            "support_bytes": [b"data:image/png;base64," + base64.b64encode(images.NOISE_PNG)],
+            "support_labels": [b"a"],
+            "query_bytes": [images.JPEG],
+        },
+        f"support_bytes[0]: {NO_IMAGE}; {UNMARKED}",
+    ),
+    "base64 of an Example that is not marked": (
+        "classify",
+        {"inputs": [base64.b64encode(asking.example(images.JPEG))]},
+        f"inputs[0]: it is no serialized tf.Example; {UNMARKED}",
     ),
     "large batch": (
         "serving_bytes",
@@ -183,6 +216,18 @@ def test_bad_request_gets_the_same_error_over_both(signature, inputs, message, p
             ":predict",
             {"signature_name": "serving_tensor", "inputs": ["red"]},
             "input 'images' takes numbers that are float32",
+        ),
+        (
+            ":predict",
+            {"signature_name": "serving_tensor", "instances": [asking.PNG]},
+            "input 'images' takes numbers that are float32; the signature 'serving_bytes' takes "
+            "images as they are",
+        ),
+        (
+            ":predict",
+            {"signature_name": "serving_bytes", "instances": [[[[0, 1, 2]]]]},
+            "input 'image_bytes' has 0 instead of a string or {'b64': …}; the signature "
+            "'serving_tensor' takes pixels",
         ),
         (
             ":classify",
@@ -293,6 +338,16 @@ IMAGE = np.zeros((1, 32, 32, 3), np.float32)
         (
             _claiming(IMAGE.astype(np.float64)),
             "input 'images' takes DT_FLOAT [-1, 32, 32, 3], not DT_DOUBLE [1, 32, 32, 3]",
+        ),
+        (
+            asking.predict_request("serving_tensor", {"images": [images.JPEG]}),
+            "input 'images' takes DT_FLOAT [-1, 32, 32, 3], not DT_STRING [1]; the signature "
+            "'serving_bytes' takes images as they are",
+        ),
+        (
+            asking.predict_request("serving_bytes", {"image_bytes": IMAGE}),
+            "input 'image_bytes' takes DT_STRING [-1], not DT_FLOAT [1, 32, 32, 3]; the signature "
+            "'serving_tensor' takes pixels",
         ),
         (
             _claiming(IMAGE, dtype=0),
