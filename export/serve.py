@@ -86,7 +86,7 @@ async def _serve() -> None:
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    limits = model.Limits(FLAGS.max_batch_size, FLAGS.max_request_pixels)
+    limits = model.Limits(FLAGS.max_batch_size, FLAGS.max_request_pixels, FLAGS.max_request_bytes)
     versions = manager.Manager(
         Path(FLAGS.export_dir),
         FLAGS.model_name,

@@ -6,6 +6,9 @@ limits, are those decoded of which the graph would see other pixels than a viewe
 
 from __future__ import annotations
 
+import base64
+import binascii
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -17,9 +20,13 @@ from refilled_tf.common.errors import InputError, require
 from refilled_tf.data import pixels
 
 FEATURE = "image/encoded"  # of a tf.Example
+DATA_URL = re.compile(rb"\s*data:[^,]{0,100},")  # as browsers put it before base64
 # The inputs that hold images, whatever their signature.
 PLAIN = ("image_bytes", "support_bytes", "query_bytes")
 EXAMPLES = ("examples", "inputs")
+# What callers are told who have mistaken a signature for another.
+TAKES_IMAGES = "the signature 'serving_bytes' takes images as they are"
+TAKES_PIXELS = "the signature 'serving_tensor' takes pixels"
 
 Result = TypeVar("Result")
 
@@ -83,7 +90,8 @@ def _each(name: str, strings: Iterable[bytes], function: Callable[[bytes], Resul
         try:
             results.append(function(string))
         except InputError as error:
-            raise RequestError(Code.INVALID_ARGUMENT, f"{name}[{row}]: {error}") from error
+            message = f"{name}[{row}]: {error}{_hint(string)}"
+            raise RequestError(Code.INVALID_ARGUMENT, message) from error
     return results
 
 
@@ -100,7 +108,7 @@ def _of_example(string: bytes) -> bytes:
         require(
             not _is_image(string),
             f"it is an image, where a serialized tf.Example with its feature {FEATURE!r} is "
-            "wanted; the signature 'serving_bytes' takes images as they are",
+            f"wanted; {TAKES_IMAGES}",
         )
         unread = isinstance(error, DecodeError)
         raise InputError("it is no serialized tf.Example") if unread else error from None
@@ -111,6 +119,25 @@ def _example(encoded: bytes) -> bytes:
     feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[encoded]))
     alone = tf.train.Features(feature={FEATURE: feature})
     return tf.train.Example(features=alone).SerializeToString()
+
+
+def _hint(string: bytes) -> str:
+    """Returns the rest of an error's line, if the string is base64 of what it should be."""
+    text = b"".join(DATA_URL.sub(b"", string, count=1).split())
+    try:
+        content = base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
+    except binascii.Error:
+        return ""
+    if not _is_image(content) and not _is_example(content):
+        return ""
+    return "; it is base64, which JSON marks as {'b64': '…'}, without 'data:' before it"
+
+
+def _is_example(content: bytes) -> bool:
+    try:
+        return FEATURE in tf.train.Example.FromString(content).features.feature
+    except DecodeError:
+        return False
 
 
 def _is_image(string: bytes) -> bool:

@@ -7,7 +7,6 @@ import binascii
 import dataclasses
 import inspect
 import json
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,6 +27,7 @@ from tensorflow_serving.apis.get_model_metadata_pb2 import (
 from tensorflow_serving.apis.predict_pb2 import PredictRequest
 from tensorflow_serving.apis.regression_pb2 import RegressionRequest
 
+from export.serving import images, json_reader
 from export.serving.batching import Call
 from export.serving.errors import Code, RequestError, require_valid
 from export.serving.model import Arrays, Model
@@ -54,7 +54,7 @@ def predict(model: Model, body: bytes) -> Call[bytes]:
     Raises:
         RequestError: the body is not as above, or `model` refuses it.
     """
-    document = _parsed(body)
+    document = json_reader.parsed(body, model.json)
     request = PredictRequest()
     request.model_spec.signature_name = _signature_name(document)
     _, signature = model.signature(request.model_spec.signature_name)
@@ -68,10 +68,12 @@ def predict(model: Model, body: bytes) -> Call[bytes]:
         if by_row
         else _columns(document["inputs"], signature.inputs)
     )
+    for name in columns:  # the names first, whatever the values
+        request.inputs[name].SetInParent()
+    model.require_inputs(request)
     for name, value in columns.items():
-        # A name that the signature does not have is refused by the model, whatever the value.
-        dtype = signature.inputs[name].dtype if name in signature.inputs else tf.string
-        request.inputs[name].CopyFrom(_tensor(value, tf.as_dtype(dtype), name))
+        dtype = tf.as_dtype(signature.inputs[name].dtype)
+        request.inputs[name].CopyFrom(_tensor(value, dtype, name))
 
     def answer(outputs: Arrays) -> dict[str, Any]:
         values = {name: _values(name, array) for name, array in outputs.items()}
@@ -114,7 +116,7 @@ def classify(model: Model, body: bytes) -> Call[bytes]:
         }
 
     request = ClassificationRequest()
-    _read_examples(body, request)
+    _read_examples(model, body, request)
     call = model.classify(request)
     return _in_json(call, lambda outputs: answer(call.finish(outputs)))
 
@@ -126,7 +128,7 @@ def regress(model: Model, body: bytes) -> Call:
         RequestError: always.
     """
     request = RegressionRequest()
-    _read_examples(body, request)
+    _read_examples(model, body, request)
     return model.regress(request)
 
 
@@ -153,46 +155,22 @@ def _in_json(call: Call, content: Callable[[Arrays], dict[str, Any]]) -> Call[by
     return dataclasses.replace(call, finish=lambda outputs: json.dumps(content(outputs)).encode())
 
 
-def _read_examples(body: bytes, request: ClassificationRequest | RegressionRequest) -> None:
-    document = _parsed(body)
+def _read_examples(
+    model: Model, body: bytes, request: ClassificationRequest | RegressionRequest
+) -> None:
+    document = json_reader.parsed(body, model.json)
     request.model_spec.signature_name = _signature_name(document)
     examples = document.get("examples", [])
     require_valid(
         isinstance(examples, list) and len(examples) > 0,
         "'examples' must be a list of objects that is not empty",
     )
+    model.require_few(len(examples))
     target = request.input.example_list
     if "context" in document:
         target = request.input.example_list_with_context
         target.context.CopyFrom(_example(document["context"]))
     target.examples.extend(map(_example, examples))
-
-
-def _parsed(body: bytes) -> dict[str, Any]:
-    """Parses JSON in UTF-8. Of a key that occurs twice the first value counts."""
-    require_valid(bool(body), "JSON Parse error: The document is empty")
-    try:
-        document = json.loads(
-            body.decode("utf-8-sig"), object_pairs_hook=_first_wins, parse_float=_finite
-        )
-    except RecursionError as error:
-        raise RequestError(Code.INVALID_ARGUMENT, "JSON Parse error: nested too deeply") from error
-    except ValueError as error:
-        raise RequestError(Code.INVALID_ARGUMENT, f"JSON Parse error: {error}") from error
-    require_valid(isinstance(document, dict), "the body must be a JSON object")
-    return document
-
-
-def _first_wins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    return dict(reversed(pairs)) if len(pairs) > 1 else dict(pairs)
-
-
-def _finite(text: str) -> float:
-    """Reads a number; infinity has names of its own in JSON."""
-    number = float(text)
-    if math.isinf(number):
-        raise ValueError(f"{text:.20} is too big a number")
-    return number
 
 
 def _signature_name(document: dict[str, Any]) -> str:
@@ -204,7 +182,8 @@ def _signature_name(document: dict[str, Any]) -> str:
 def _columns_of_rows(rows: Any, infos: Infos) -> dict[str, Any]:
     """Returns [B] values by input: of {input: value} rows, or of the values of an only input."""
     require_valid(
-        isinstance(rows, list) and len(rows) > 0, "'instances' must be a list that is not empty"
+        isinstance(rows, list | np.ndarray) and len(rows) > 0,
+        "'instances' must be a list that is not empty",
     )
     if not any(map(_has_names, rows)):
         return _named(rows, infos, "'instances'")
@@ -239,22 +218,40 @@ def _is_base64(value: Any) -> bool:
 def _tensor(value: Any, dtype: tf.DType, name: str) -> TensorProto:
     """Packs nested lists, or a single value."""
     # As objects: numpy's own strings lose zero bytes at their end, and true would count as 1.
-    leaves = np.array(value, object)
+    try:
+        leaves = np.array(value, object)
+    except ValueError as error:
+        raise _ragged(name) from error
     if dtype == tf.string:
-        strings = [_bytes(leaf, f"input {name!r}") for leaf in leaves.flat]
+        hint = f"; {images.TAKES_PIXELS}" if leaves.ndim > 1 else ""
+        strings = [_bytes(leaf, f"input {name!r}", hint) for leaf in leaves.flat]
         shape = tf.TensorShape(leaves.shape).as_proto()
         return TensorProto(dtype=dtype.as_datatype_enum, tensor_shape=shape, string_val=strings)
+    # Row by row, since no other thread runs while numpy reads objects.
+    parts = leaves if leaves.ndim > 1 else [leaves]
+    converted = [_numbers(part, dtype, name) for part in parts]
+    return tf.make_tensor_proto(np.array(converted, dtype.as_numpy_dtype).reshape(leaves.shape))
+
+
+def _ragged(name: str) -> RequestError:
+    return RequestError(Code.INVALID_ARGUMENT, f"input {name!r} has lists of different lengths")
+
+
+def _numbers(leaves: np.ndarray, dtype: tf.DType, name: str) -> np.ndarray:
+    """Converts a part of an input to the input's type."""
     kinds = set(map(type, leaves.flat))
-    require_valid(list not in kinds, f"input {name!r} has lists of different lengths")
+    if kinds & {list, np.ndarray}:
+        raise _ragged(name)
     require_valid(
         kinds <= ({int, float} if dtype.is_floating else {int}),
-        f"input {name!r} takes numbers that are {dtype.name}",
+        f"input {name!r} takes numbers that are {dtype.name}"
+        + (f"; {images.TAKES_IMAGES}" if kinds & {str, dict} else ""),
     )
     converted = _converted(leaves, dtype, has_whole=int in kinds)
-    require_valid(
-        converted is not None, f"input {name!r} has a number that {dtype.name} cannot hold"
-    )
-    return tf.make_tensor_proto(converted)
+    if converted is None:
+        message = f"input {name!r} has a number that {dtype.name} cannot hold"
+        raise RequestError(Code.INVALID_ARGUMENT, message)
+    return converted
 
 
 def _converted(leaves: np.ndarray, dtype: tf.DType, has_whole: bool) -> np.ndarray | None:
@@ -275,12 +272,12 @@ def _converted(leaves: np.ndarray, dtype: tf.DType, has_whole: bool) -> np.ndarr
     return None if inexact.any() else converted
 
 
-def _bytes(value: Any, where: str) -> bytes:
+def _bytes(value: Any, where: str, hint: str = "") -> bytes:
     """Returns a string's bytes, in UTF-8 or as {"b64": …} says."""
     if isinstance(value, str):
         return value.encode()
     require_valid(
-        _is_base64(value), f"{where} has {value!r:.50} instead of a string or {{'b64': …}}"
+        _is_base64(value), f"{where} has {value!r:.50} instead of a string or {{'b64': …}}{hint}"
     )
     # As TensorFlow Serving's decoder: with line breaks, and without padding.
     text = "".join(value["b64"].split())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -30,12 +31,15 @@ from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 from tensorflow_serving.apis.regression_pb2 import RegressionRequest
 
 from export import WARMUP
-from export.serving import images, metrics
+from export.serving import images, json_reader, metrics
 from export.serving.batching import Call
 from export.serving.errors import Code, RequestError, require_valid
 
 DEFAULT_SIGNATURE = "serving_default"
 REGRESS_METHOD_NAME = "tensorflow/serving/regress"
+
+# Objects, strings and short lists in JSON for a row: an Example may have features of all sorts.
+JSON_VALUES = 256
 
 # TensorFlow numbers its errors as gRPC does.
 _CODES = {code.value[0]: code for code in Code}
@@ -59,10 +63,13 @@ class Limits:
     Attributes:
         rows: the most examples or images.
         pixels: the most pixels of all its encoded images together, as they are sent.
+        bytes: the most of all its examples together, each with the context that they have in
+            common.
     """
 
     rows: int
     pixels: int
+    bytes: int
 
 
 class Model:
@@ -73,6 +80,7 @@ class Model:
 
     Attributes:
         signatures: what can be asked, by name.
+        json: what a body in JSON may hold.
     """
 
     def __init__(
@@ -144,9 +152,7 @@ class Model:
             RequestError: the signature is none for this call, or an example cannot be read.
         """
         name = self._require_method(request, "classification", tf.saved_model.CLASSIFY_METHOD_NAME)
-        examples = _serialized(request.input)
-        require_valid(len(examples) > 0, "Input is empty.")
-        self._require_few(len(examples))
+        examples = self._examples(request.input)
 
         def response(outputs: Arrays) -> ClassificationResponse:
             answer = ClassificationResponse(model_spec=ModelSpec(signature_name=name, **self._spec))
@@ -222,6 +228,25 @@ class Model:
             )
         return name, self.signatures[name]
 
+    def require_inputs(self, request: PredictRequest) -> None:
+        """Raises RequestError unless the inputs of a request are those of its signature."""
+        name, signature = self.signature(request.model_spec.signature_name)
+        given = set(request.inputs)
+        if given != set(signature.inputs):
+            message = f"signature {name!r} takes the inputs {_listed(signature.inputs)}, not "
+            message += _listed(given) or "none"
+            others = [key for key, each in self.signatures.items() if set(each.inputs) == given]
+            if others:
+                message += f"; signatures that take {_listed(given)}: {_listed(others)}"
+            raise RequestError(Code.INVALID_ARGUMENT, message)
+
+    def require_few(self, rows: int) -> None:
+        """Raises RequestError if a batch has more rows than a request may hold."""
+        require_valid(
+            rows <= self._limits.rows,
+            f"a batch of {rows} is larger than --max_batch_size={self._limits.rows}",
+        )
+
     def close(self) -> None:
         """Frees the memory. Calls that are still running end with an error."""
         self._session.close()
@@ -233,6 +258,7 @@ class Model:
         self.signatures: dict[str, SignatureDef] = {
             key: value for key, value in graph.signature_def.items() if not key.startswith("__")
         }
+        self.json = _json_limits(self.signatures.values(), self._limits.rows)
         # All outputs, whatever a request wants, so that requests of a signature can be joined.
         self._runners = {
             name: self._session.make_callable(
@@ -294,25 +320,39 @@ class Model:
 
         Shapes are looked at before anything is unpacked: a few bytes can claim to be terabytes.
         """
+        self.require_inputs(request)
         infos = self.signatures[name].inputs
-        require_valid(
-            set(infos) == set(request.inputs),
-            f"signature {name!r} takes the inputs {_listed(infos)}, not "
-            f"{_listed(request.inputs) or 'none'}",
-        )
         for key, info in infos.items():
             given = request.inputs[key]
             if not _fits(given, info):  # else the description would cost more than the look
                 message = f"input {key!r} takes {_described(info)}, not {_described(given)}"
+                if tf.string.as_datatype_enum == given.dtype != info.dtype:
+                    message += f"; {images.TAKES_IMAGES}"
+                elif (
+                    given.dtype != tf.string.as_datatype_enum == info.dtype
+                    and len(given.tensor_shape.dim) > 1
+                ):
+                    message += f"; {images.TAKES_PIXELS}"
                 raise RequestError(Code.INVALID_ARGUMENT, message)
-            self._require_few(given.tensor_shape.dim[0].size)
+            self.require_few(given.tensor_shape.dim[0].size)
         return {key: _to_array(request.inputs[key], key) for key in infos}
 
-    def _require_few(self, rows: int) -> None:
+    def _examples(self, given: Input) -> list[bytes]:
+        """Returns the serialized tf.Examples of a Classify request, each with the context."""
+        has_context = given.HasField("example_list_with_context")
+        part = given.example_list_with_context if has_context else given.example_list
+        count = len(part.examples)
+        require_valid(count > 0, "Input is empty.")
+        self.require_few(count)
+        context = part.context.SerializeToString() if has_context else b""
+        # Before they are put together: a message of kilobytes can spell gigabytes.
         require_valid(
-            rows <= self._limits.rows,
-            f"a batch of {rows} is larger than --max_batch_size={self._limits.rows}",
+            part.ByteSize() + (count - 1) * len(context) <= self._limits.bytes,
+            f"{count} examples, each with a context of {len(context)} bytes, are more than "
+            f"--max_request_bytes={self._limits.bytes}",
         )
+        # One message behind another is, by protobuf's rules, the two merged.
+        return [context + example.SerializeToString() for example in part.examples]
 
     def _outputs(self, signature: str, columns: Sequence[np.ndarray]) -> Arrays:
         start = time.perf_counter()
@@ -330,16 +370,19 @@ def _filled_up(column: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
     return np.concatenate([column, np.repeat(column[:1], size - len(column), axis=0)])
 
 
-def _serialized(examples: Input) -> list[bytes]:
-    """Returns the serialized tf.Examples of a Classify request, each with the common context."""
-    if examples.HasField("example_list_with_context"):
-        context = examples.example_list_with_context.context.SerializeToString()
-        # One message behind another is, by protobuf's rules, the two merged.
-        return [
-            context + example.SerializeToString()
-            for example in examples.example_list_with_context.examples
-        ]
-    return [example.SerializeToString() for example in examples.example_list.examples]
+def _json_limits(signatures: Iterable[SignatureDef], rows: int) -> json_reader.Most:
+    """Returns what a body may hold: a batch for the signature that takes the most lists."""
+    others = JSON_VALUES * rows
+    lists = max(
+        sum(_lists(info, rows) for info in signature.inputs.values()) for signature in signatures
+    )
+    return json_reader.Most(lists + others, others)
+
+
+def _lists(info: TensorInfo, rows: int) -> int:
+    """Returns of how many lists a tensor consists; sizes that are open are those of a batch."""
+    sizes = [dim.size if dim.size >= 0 else rows for dim in info.tensor_shape.dim]
+    return 1 + sum(math.prod(sizes[:axis]) for axis in range(1, len(sizes)))
 
 
 def _fits(given: TensorProto, taken: TensorInfo) -> bool:

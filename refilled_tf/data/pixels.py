@@ -2,13 +2,15 @@
 
 It is what a viewer shows, as Pillow decodes it: turned as EXIF says, the first frame, 16 bits cut
 to 8, what is transparent on white. `sources.decode_image`, which goes into exports, does the same
-for JPEG and PNG that are not turned; `for_graph` makes every other file into one of those.
+for whole JPEG and PNG that are not turned; `for_graph` makes every other file into one of those.
 """
 
 from __future__ import annotations
 
 import io
 import re
+import struct
+import zlib
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,6 +22,8 @@ from refilled_tf.common.errors import InputError, require
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
 ORIENTATION = 0x0112  # EXIF's tag
+PNG_HEAD = 8  # bytes before the first chunk
+PNG_CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")  # all chunks that a decoder must know
 # One of them stands in a PNG that says how it is turned, perhaps behind its pixels.
 PNG_TURNS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 
@@ -102,11 +106,41 @@ def for_graph(encoded: bytes) -> bytes:
         turned = not upright and image.getexif().get(ORIENTATION, 1) != 1
     except Exception as error:
         raise InputError(f"it is damaged: {error}") from error
-    # MPO is how Pillow names a JPEG that more of them follow in the same file, as cameras make it.
-    if image.format in ("JPEG", "MPO") and not turned:
-        return encoded
-    if image.format == "PNG" and not turned and "transparency" not in image.info:
+    if not turned and (_is_plain_jpeg(image) or _is_plain_png(image, encoded)):
         return encoded
     out = io.BytesIO()
     PIL.Image.fromarray(decode(encoded)).save(out, "PNG", compress_level=1)
     return out.getvalue()
+
+
+def _is_plain_jpeg(image: PIL.Image.Image) -> bool:
+    """Tells whether a file is a JPEG whose colours TensorFlow sees as Pillow does.
+
+    Inks without a whole Adobe marker, which says that they are stored inverted, are so to Pillow
+    and not to TensorFlow.
+    """
+    # MPO is how Pillow names a JPEG that more of them follow in the same file, as cameras make it.
+    is_jpeg = image.format in ("JPEG", "MPO")
+    return is_jpeg and (image.mode != "CMYK" or "adobe_transform" in image.info)
+
+
+def _is_plain_png(image: PIL.Image.Image, encoded: bytes) -> bool:
+    """Tells whether a file is a PNG of which TensorFlow sees the colours, and does not refuse it.
+
+    Pillow is content when it has all pixels; TensorFlow reads on to the end, and checks all sums.
+    """
+    if image.format != "PNG" or "transparency" in image.info:
+        return False
+    at, name = PNG_HEAD, b""
+    while name != b"IEND":
+        if at + 12 > len(encoded):
+            return False
+        length, name = struct.unpack_from(">I4s", encoded, at)
+        end = at + 8 + length
+        is_sound = encoded[end : end + 4] == struct.pack(
+            ">I", zlib.crc32(memoryview(encoded)[at + 4 : end])
+        )
+        if not is_sound or (name[:1].isupper() and name not in PNG_CRITICAL):
+            return False
+        at = end + 4
+    return True

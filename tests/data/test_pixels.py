@@ -1,4 +1,4 @@
-"""The pixels of some 50 kinds of files, by Pillow and by the graph that exports have.
+"""The pixels of some 60 kinds of files, by Pillow and by the graph that exports have.
 
 What is expected is what Pillow was told to save, laid on white by NumPy; or, where Pillow cannot
 write such a file, its own decoding.
@@ -61,20 +61,21 @@ def _palette(bits, alphas=None):
     return _file(image, bits=bits, **options), _on_white(rgba)
 
 
+def _chunk(name, content):
+    check = struct.pack(">I", zlib.crc32(name + content))
+    return struct.pack(">I", len(content)) + name + content + check
+
+
 def _raw_png(depth, kind, chunks=()):
     """A PNG that Pillow cannot write: `kind` is 0 grey, 2 RGB, 4 grey and alpha, 6 RGBA."""
     channels = {0: 1, 2: 3, 4: 2, 6: 4}[kind]
     length = -(-WIDTH * channels * depth // 8)
     rows = [RANDOM.integers(0, 256, length).astype(np.uint8).tobytes() for _ in range(HEIGHT)]
 
-    def chunk(name, content):
-        check = struct.pack(">I", zlib.crc32(name + content))
-        return struct.pack(">I", len(content)) + name + content + check
-
     header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, depth, kind, 0, 0, 0)
     content = zlib.compress(b"".join(b"\0" + row for row in rows))
     parts = [(b"IHDR", header), *chunks, (b"IDAT", content), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(*part) for part in parts)
 
 
 def _plain():
@@ -151,6 +152,30 @@ def _prepared():
     rgba = _noise(4)
     file = _file(PIL.Image.fromarray(rgba), "WEBP", lossless=True, exact=True)
     yield "WebP with alpha", file, _on_white(rgba), 1
+    smooth = _smooth()
+    inks = _file(PIL.Image.fromarray(smooth).convert("CMYK"), "JPEG", quality=95)
+    start = inks.index(b"\xff\xee")
+    for name, length in (("no", 0), ("half an", 11)):  # of the 12 bytes behind the marker's length
+        marker = b"\xff\xee" + struct.pack(">H", 2 + length) + inks[start + 4 : start + 4 + length]
+        file = inks[:start] + (marker if length else b"") + inks[start + 16 :]
+        yield f"CMYK JPEG with {name} Adobe marker", file, smooth, 16
+    # All pixels are there. Length, name and sum make 12 bytes of the last chunk.
+    file = _file(image)
+    for length in (1, 4, 12):
+        yield f"PNG without its last {length} bytes", file[:-length], rgb, 0
+    yield "PNG with a wrong last sum", file[:-1] + bytes([file[-1] ^ 1]), rgb, 0
+    yield (
+        "PNG with a wrong sum of its pixels",
+        file[:-13] + bytes([file[-13] ^ 1]) + file[-12:],
+        rgb,
+        0,
+    )
+    yield (
+        "PNG with a chunk that nobody knows",
+        file[:-12] + _chunk(b"ABCD", b"") + file[-12:],
+        rgb,
+        0,
+    )
 
 
 def _turned(image, orientation):
@@ -265,6 +290,31 @@ def test_nearly_clear_pixels_are_no_opaque_ones():
 def test_what_is_no_image_is_refused(file):
     with pytest.raises(InputError, match="it is"):
         pixels.for_graph(file)
+
+
+def _damaged():
+    """(name, file): what is cut into its pixels, or wrong in them."""
+    image = PIL.Image.fromarray(np.tile(_smooth(), (20, 20, 1)))
+    for kind in ("PNG", "JPEG", "GIF", "BMP", "WEBP"):
+        file = _file(image, kind)
+        yield f"half a {kind}", file[: len(file) // 2]
+    file = _file(image, "JPEG")
+    yield "JPEG without its end", file[:-2]
+    yield "JPEG with another header inside", file[:5000] + b"\xff\xc0" + file[5000:]
+    file = _file(image)
+    start = file.index(b"IDAT") + 40
+    yield "PNG with a wrong pixel", file[:start] + bytes([file[start] ^ 1]) + file[start + 1 :]
+
+
+DAMAGED = dict(_damaged())
+
+
+@pytest.mark.parametrize("file", DAMAGED.values(), ids=DAMAGED)
+def test_damage_is_damage_to_training_and_to_the_graph(file):
+    with pytest.raises(InputError, match="it is"):
+        pixels.decode(file)
+    with pytest.raises((InputError, tf.errors.InvalidArgumentError)):
+        sources._decoded(tf.constant(pixels.for_graph(file)))
 
 
 @pytest.mark.parametrize("length", [9, 24, 25])

@@ -33,8 +33,17 @@ class Server(NamedTuple):
 
     def memory(self):
         """Returns the megabytes that the process holds."""
+        return self._status("VmRSS")
+
+    def peak(self):
+        """Returns the most megabytes that the process has held since the last call of this."""
+        peak = self._status("VmHWM")
+        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
+        return peak
+
+    def _status(self, key):
         text = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(re.search(r"VmRSS:\s+(\d+) kB", text)[1]) / 1024
+        return int(re.search(rf"{key}:\s+(\d+) kB", text)[1]) / 1024
 
 
 @contextlib.contextmanager

@@ -31,6 +31,13 @@ def png_request(**version):
     return predict_request("serving_bytes", {"image_bytes": [images.NOISE_PNG]}, **version)
 
 
+def example(encoded):
+    """Returns a serialized tf.Example of an image."""
+    feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[encoded]))
+    features = tf.train.Features(feature={"image/encoded": feature})
+    return tf.train.Example(features=features).SerializeToString()
+
+
 def as_json(value):
     """Turns bytes, an array or a list of them into what stands for it in JSON."""
     if isinstance(value, bytes):
@@ -67,4 +74,5 @@ def publish(version, base, number):
 
 
 def manager(base):
-    return Manager(base, "refilled", Limits(rows=1, pixels=2**25), Batching(num_batch_threads=1))
+    limits = Limits(rows=1, pixels=2**25, bytes=2**25)
+    return Manager(base, "refilled", limits, Batching(num_batch_threads=1))

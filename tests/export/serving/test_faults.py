@@ -73,6 +73,23 @@ def test_gzip_bombs_hold_up_no_one_and_take_no_memory(server):
 
 
 @pytest.mark.parametrize(
+    "many",
+    [b"[],", b"[0,0],", b"{},", b'"ab",', b"0,", b"null,", b'{"b64":""},'],
+    ids=["lists", "pairs", "objects", "strings", "numbers", "nulls", "base64"],
+)
+def test_bodies_of_many_small_values_take_no_memory(many, server):
+    """Some 30 kB that unpack to 32 MB. As Python's objects they were a gigabyte."""
+    count = (2**25 - 100) // len(many)
+    for start, end in ((b'{"instances": [', b"0]}"), (b'{"instances": [[', b"0]]}")):
+        body = gzip.compress(start + many * count + end)
+        server.peak()
+        before = server.memory()
+        assert _post(server, body, **{"Content-Encoding": "gzip"}).status_code == 400
+        assert server.peak() < before + 250  # MB, of which the body is 32 as bytes and as text
+    assert _post(server, json.dumps(BODY)).ok
+
+
+@pytest.mark.parametrize(
     ("begun", "status"),
     [
         (b"", None),
@@ -183,8 +200,8 @@ def test_expensive_images_count_together(server):
 
 
 def test_a_bad_image_does_not_spoil_others_in_its_batch(server):
-    """Half a PNG passes the server's own look at the header and fails in the graph."""
-    bad = BODY | {"instances": [asking.as_json(images.BAD["half a png"][0])]}
+    """Half a JPEG passes the server's own look at the header and fails in the graph."""
+    bad = BODY | {"instances": [asking.as_json(images.BAD["half a jpeg"][0])]}
     with ThreadPoolExecutor(8) as threads:
         bodies = [json.dumps(bad if number % 4 == 0 else BODY) for number in range(64)]
         codes = [each.status_code for each in threads.map(lambda body: _post(server, body), bodies)]

@@ -1,5 +1,6 @@
 """What the embedded server refuses, and in which words."""
 
+import base64
 import json
 
 import asking
@@ -43,7 +44,10 @@ SOONER = {
     ),
     "beginning of a jpeg": f"image_bytes[0]: {NO_IMAGE}",
     "beginning of a png": f"image_bytes[0]: {NO_IMAGE}",
+    # Pillow's words, since a PNG that is not whole is decoded by Pillow.
+    "half a png": "image_bytes[0]: it is damaged: image file is truncated",
 }
+UNMARKED = "it is base64, which JSON marks as {'b64': '…'}, without 'data:' before it"
 BOTH = {
     name: ("serving_bytes", {"image_bytes": [content]}, SOONER.get(name, text))
     for name, (content, text) in images.BAD.items()
@@ -90,6 +94,37 @@ BOTH |= {
         "serving_bytes",
         {"image_bytes": np.array([[images.JPEG]], object)},
         "input 'image_bytes' takes DT_STRING [-1], not DT_STRING [1, 1]",
+    ),
+    "bytes for the signature of Examples": (
+        "serving_default",
+        {"image_bytes": [images.JPEG]},
+        "signature 'serving_default' takes the inputs examples, not image_bytes; signatures that "
+        "take image_bytes: embedding, serving_bytes",
+    ),
+    "pixels for the signature of Examples": (
+        "",
+        {"images": np.zeros((1, 32, 32, 3), np.float32)},
+        "signature 'serving_default' takes the inputs examples, not images; signatures that take "
+        "images: serving_tensor",
+    ),
+    "base64 that is not marked": (
+        "serving_bytes",
+        {"image_bytes": [images.JPEG, base64.b64encode(images.JPEG)]},
+        f"image_bytes[1]: {NO_IMAGE}; {UNMARKED}",
+    ),
+    "base64 as browsers have it": (
+        "serving_support",
+        {
+            "support_bytes": [b"data:image/png;base64," + base64.b64encode(images.NOISE_PNG)],
+            "support_labels": [b"a"],
+            "query_bytes": [images.JPEG],
+        },
+        f"support_bytes[0]: {NO_IMAGE}; {UNMARKED}",
+    ),
+    "base64 of an Example that is not marked": (
+        "classify",
+        {"inputs": [base64.b64encode(asking.example(images.JPEG))]},
+        f"inputs[0]: it is no serialized tf.Example; {UNMARKED}",
     ),
     "large batch": (
         "serving_bytes",
@@ -183,6 +218,18 @@ def test_bad_request_gets_the_same_error_over_both(signature, inputs, message, p
             "input 'images' takes numbers that are float32",
         ),
         (
+            ":predict",
+            {"signature_name": "serving_tensor", "instances": [asking.PNG]},
+            "input 'images' takes numbers that are float32; the signature 'serving_bytes' takes "
+            "images as they are",
+        ),
+        (
+            ":predict",
+            {"signature_name": "serving_bytes", "instances": [[[[0, 1, 2]]]]},
+            "input 'image_bytes' has 0 instead of a string or {'b64': …}; the signature "
+            "'serving_tensor' takes pixels",
+        ),
+        (
             ":classify",
             {"signature_name": "classify"},
             "'examples' must be a list of objects that is not empty",
@@ -191,6 +238,28 @@ def test_bad_request_gets_the_same_error_over_both(signature, inputs, message, p
             ":classify",
             {"signature_name": "classify", "examples": []},
             "'examples' must be a list of objects that is not empty",
+        ),
+        (
+            # 32 images of 32 × 32 pixels are 1 + 32 · (1 + 32 + 32²) lists; 256 a row are spare.
+            ":predict",
+            b'{"instances": [' + b"[]," * (33_825 + 8192) + b"no JSON",
+            "the body has more than 42017 lists, or than 8192 objects and strings: more than a "
+            "batch of --max_batch_size needs",
+        ),
+        (
+            ":predict",
+            b'{"instances": [' + b'"",' * 8192 + b"no JSON",
+            "the body has more than 42017 lists, or than 8192 objects and strings",
+        ),
+        (
+            ":classify",
+            {"signature_name": "classify", "examples": [{}] * 32 + ["no example"]},
+            "a batch of 33 is larger than --max_batch_size=32",
+        ),
+        (
+            ":regress",
+            {"examples": ["no example"] * 33},
+            "a batch of 33 is larger than --max_batch_size=32",
         ),
         (":classify", {"examples": [asking.PNG, 1]}, "an example must be an object of features"),
         (
@@ -271,6 +340,16 @@ IMAGE = np.zeros((1, 32, 32, 3), np.float32)
             "input 'images' takes DT_FLOAT [-1, 32, 32, 3], not DT_DOUBLE [1, 32, 32, 3]",
         ),
         (
+            asking.predict_request("serving_tensor", {"images": [images.JPEG]}),
+            "input 'images' takes DT_FLOAT [-1, 32, 32, 3], not DT_STRING [1]; the signature "
+            "'serving_bytes' takes images as they are",
+        ),
+        (
+            asking.predict_request("serving_bytes", {"image_bytes": IMAGE}),
+            "input 'image_bytes' takes DT_STRING [-1], not DT_FLOAT [1, 32, 32, 3]; the signature "
+            "'serving_tensor' takes pixels",
+        ),
+        (
             _claiming(IMAGE, dtype=0),
             "input 'images' takes DT_FLOAT [-1, 32, 32, 3], not DT_INVALID [1, 32, 32, 3]",
         ),
@@ -305,6 +384,30 @@ def test_bad_message(request_, message, predictions):
     assert code == "INVALID_ARGUMENT"
     assert details.startswith(message)
     assert predictions.Predict(asking.png_request()).outputs
+
+
+def test_context_counts_for_each_example(predictions, url):
+    """A request of 40 kB, which would be 32 times that once it is put together."""
+    value = "x" * 40_000
+    body = {"signature_name": "classify", "context": {"a": value}, "examples": [{}] * 32}
+    request = classification_pb2.ClassificationRequest(model_spec=asking.spec("classify"))
+    given = request.input.example_list_with_context
+    given.context.features.feature["a"].bytes_list.value.append(value.encode())
+    given.examples.extend([tf.train.Example()] * 32)
+    size = given.context.ByteSize()
+    assert 32 * size > asking.REQUEST_BYTES > 26 * size
+    message = (
+        f"32 examples, each with a context of {size} bytes, are more than "
+        f"--max_request_bytes={asking.REQUEST_BYTES}"
+    )
+    assert asking.refusal(predictions.Classify, request) == ("INVALID_ARGUMENT", message)
+    answer = http.post(f"{url}:classify", json=body)
+    # JSON's example is a message, if an empty one, of two bytes more.
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith("32 examples, each with a context of ")
+    del given.examples[26:]
+    code, details = asking.refusal(predictions.Classify, request)
+    assert (code, details.split(":")[0]) == ("INVALID_ARGUMENT", "inputs[0]")  # it has no image
 
 
 def test_other_calls_that_are_refused(predictions, models):
