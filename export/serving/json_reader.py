@@ -17,9 +17,11 @@ import numpy as np
 
 from export.serving.errors import Code, RequestError, require_valid
 
-LONGEST = 2**16  # numbers in a list, which json.loads reads at once
+LONGEST = 2**16  # numbers that json.loads reads at once
 _SPACE = re.compile(r"[ \t\n\r]*")
+# By its brackets, a list of numbers, and a list of such lists.
 _NUMBERS = re.compile(r'\[[^][{}"]*\]')
+_ROWS = re.compile(r'\[\s*(?:\[[^][{}"]*\][\s,]*)+\]')
 
 
 class Most(NamedTuple):
@@ -98,17 +100,20 @@ class _Reader:
         self._check()
         return _DECODER.raw_decode(self._text, at)
 
-    def _numbers(self, at: int) -> tuple[list, int] | None:
-        """Reads a list without strings, lists or objects in it; None if there is another value."""
-        found = _NUMBERS.match(self._text, at)
+    def _numbers(self, at: int) -> tuple[list | np.ndarray, int] | None:
+        """Reads a list of numbers, or a list of such lists; None if there is another value."""
+        rows = _ROWS.match(self._text, at)
+        if rows and self._text.count(",", at, rows.end()) >= LONGEST:
+            rows = None  # one after the other
+        found = rows or _NUMBERS.match(self._text, at)
         if found is None:
             return None
-        self._lists -= 1
+        self._lists -= self._text.count("[", at, found.end())
         self._check()
-        end = found.end()
-        if end - at > LONGEST and self._text.count(",", at, end) >= LONGEST:
+        if self._text.count(",", at, found.end()) >= LONGEST:
             raise RequestError(Code.INVALID_ARGUMENT, f"a list has more than {LONGEST} numbers")
-        return _DECODER.raw_decode(self._text, at)
+        numbers, end = _DECODER.raw_decode(self._text, at)
+        return (_table(numbers) if rows else numbers), end
 
     def _list(self, at: int) -> tuple[list | np.ndarray, int]:
         """Reads a list that holds more than numbers, and is therefore not empty."""
@@ -118,11 +123,11 @@ class _Reader:
         while goes_on:
             at = self._behind_space(at + 1)
             numbers = self._numbers(at)
-            only_numbers &= numbers is not None
             item, at = numbers or self._value(at)
+            only_numbers &= numbers is not None or isinstance(item, np.ndarray)
             items.append(item)
             goes_on, at = self._goes_on(at, "]")
-        return _table(items, only_numbers), at + 1
+        return (_table(items) if only_numbers else items), at + 1
 
     def _object(self, at: int) -> tuple[dict[str, Any], int]:
         self._others -= 1
@@ -166,13 +171,13 @@ class _Reader:
             )
 
 
-def _table(items: list, only_numbers: bool) -> list | np.ndarray:
-    """Returns lists of numbers, or tables, as one table where they are of one shape.
+def _table(items: list) -> list | np.ndarray:
+    """Returns lists of numbers, or tables, as one table if they are of one shape.
 
     An array is a fraction of the lists, and nothing that the garbage collector looks into.
     """
-    if only_numbers:
-        return np.array(items, object) if len(set(map(len, items))) == 1 else items
-    if set(map(type, items)) == {np.ndarray} and len({item.shape for item in items}) == 1:
-        return np.array(items)
-    return items
+    if {len(item) for item in items} != {len(items[0])}:
+        return items
+    if len({getattr(item, "shape", None) for item in items}) != 1:
+        return items
+    return np.array(items, object)
