@@ -1,11 +1,12 @@
-r"""Requests a second of the embedded server, joined into batches and each by itself, in one run.
+r"""Requests a second of the embedded server: joined into batches or each by itself, in one run.
 
     python -m benchmarks.serving --export_dir=exports
 
-Both servers run on this machine, as does what asks them: so many clients, each with a connection of
+All servers run on this machine, as does what asks them: so many clients, each with a connection of
 its own over which it sends one image after another, and waits for each answer. The servers take
 turns, round by round; what is printed comes from all rounds together. "one by one" is
-`export.serve --noenable_batching`.
+`export.serve --noenable_batching`; "in threads" besides lets TensorFlow spread each run over as
+many threads as there are cores, as it does by itself.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import cast
 
@@ -30,7 +31,16 @@ from benchmarks.training import line
 from refilled_tf.common.entry import run_main
 from refilled_tf.common.errors import InputError
 
-WAYS = {"one by one": "--noenable_batching", "batches": "--enable_batching"}
+# The last is compared with each of the others.
+WAYS = {
+    "in threads": (
+        "--noenable_batching",
+        f"--tensorflow_intra_op_parallelism={os.cpu_count()}",
+        f"--tensorflow_inter_op_parallelism={os.cpu_count()}",
+    ),
+    "one by one": ("--noenable_batching",),
+    "batches": ("--enable_batching",),
+}
 HEADER = ("clients", "server", "requests/s", "p50, ms", "p99, ms")
 
 FLAGS = flags.FLAGS
@@ -46,7 +56,7 @@ def main(_: list[str]) -> None:
     print(line(HEADER))
     print("| ---: | --- |" + " ---: |" * (len(HEADER) - 2))
     with contextlib.ExitStack() as stack:
-        ports = {way: stack.enter_context(running(flag)) for way, flag in WAYS.items()}
+        ports = {way: stack.enter_context(running(options)) for way, options in WAYS.items()}
         for count in map(int, FLAGS.clients):
             measured = {way: [] for way in WAYS}
             for number in range(FLAGS.rounds + 1):
@@ -56,7 +66,9 @@ def main(_: list[str]) -> None:
                         measured[way].append(seconds)
             for way, rounds in measured.items():
                 print(line(row(count, way, rounds)), flush=True)
-            print_ratios(*(cells(rounds) for rounds in measured.values()))
+            *others, last = WAYS
+            for way in others:
+                print_ratios(f"{last} / {way}", cells(measured[way]), cells(measured[last]))
 
 
 def row(count: int, way: str, rounds: list[list[float]]) -> list[str]:
@@ -72,18 +84,18 @@ def cells(rounds: list[list[float]]) -> tuple[float, float, float]:
     return rate, *(1e3 * np.percentile(everything, [50, 99]))
 
 
-def print_ratios(alone: tuple, joined: tuple) -> None:
-    """Prints how batches compare."""
-    rate, p50, p99 = (theirs / ours for ours, theirs in zip(alone, joined, strict=True))
-    print(line(["", "batches / one by one", f"{rate:.2f}", f"{p50:.2f}", f"{p99:.2f}"]), flush=True)
+def print_ratios(name: str, before: tuple, after: tuple) -> None:
+    """Prints how one way compares with another."""
+    rate, p50, p99 = (theirs / ours for ours, theirs in zip(before, after, strict=True))
+    print(line(["", name, f"{rate:.2f}", f"{p50:.2f}", f"{p99:.2f}"]), flush=True)
 
 
 @contextlib.contextmanager
-def running(flag: str) -> Iterator[int]:
-    """Runs a server with a flag; yields its port for REST."""
+def running(options: Iterable[str]) -> Iterator[int]:
+    """Runs a server with options; yields its port for REST."""
     command = [sys.executable, "-m", "export.serve", f"--export_dir={FLAGS.export_dir}"]
     with subprocess.Popen(
-        [*command, "--host=127.0.0.1", "--port=0", "--grpc_port=0", flag],
+        [*command, "--host=127.0.0.1", "--port=0", "--grpc_port=0", *options],
         stdout=subprocess.PIPE,
         text=True,
     ) as process:

@@ -56,6 +56,12 @@ flags.DEFINE_integer(
     "The threads of one operation. More of them answer the lone caller of a large network sooner.",
     1,
 )
+flags.DEFINE_integer(
+    "tensorflow_inter_op_parallelism",
+    -1,
+    "The threads that the operations of all runs share; -1 keeps a run in the thread of its batch.",
+    -1,
+)
 flags.DEFINE_float("grace_seconds", 30.0, "How long requests may go on after SIGTERM.", 0.0)
 
 SWITCH_SECONDS = 0.0005
@@ -92,7 +98,7 @@ async def _serve() -> None:
         FLAGS.model_name,
         limits,
         _batching(),
-        FLAGS.tensorflow_intra_op_parallelism,
+        model.Threads(FLAGS.tensorflow_intra_op_parallelism, FLAGS.tensorflow_inter_op_parallelism),
     )
     memory = bodies.Memory(FLAGS.max_memory_bytes)
     connections = _connections()

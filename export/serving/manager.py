@@ -21,7 +21,7 @@ from export import MODEL_NAME, server_files
 from export.server_files import Batching
 from export.serving.batching import Batcher, Call
 from export.serving.errors import Code, RequestError
-from export.serving.model import Limits, Model
+from export.serving.model import ONE_THREAD, Limits, Model, Threads
 from refilled_tf.common.errors import InputError, require
 
 State = ModelVersionStatus
@@ -76,7 +76,14 @@ class Manager:
     time has passed.
     """
 
-    def __init__(self, base: Path, name: str, limits: Limits, batching: Batching, threads: int = 1):
+    def __init__(
+        self,
+        base: Path,
+        name: str,
+        limits: Limits,
+        batching: Batching,
+        threads: Threads = ONE_THREAD,
+    ):
         """Starts with no version.
 
         Args:
@@ -84,7 +91,7 @@ class Manager:
             name: of the model in addresses.
             limits: what a request may hold.
             batching: how requests are joined.
-            threads: of one operation.
+            threads: of TensorFlow.
         """
         self._base = base
         self.name = name

@@ -72,6 +72,23 @@ class Limits:
     bytes: int
 
 
+class Threads(NamedTuple):
+    """The threads of TensorFlow. The first model of a process decides for all.
+
+    Attributes:
+        intra_op: of one operation.
+        inter_op: in which operations of one run may be; -1 keeps a run in its caller's thread: to
+            hand the operations of a small network from thread to thread takes longer than to
+            compute them.
+    """
+
+    intra_op: int = 1
+    inter_op: int = -1
+
+
+ONE_THREAD = Threads()
+
+
 class Model:
     """A SavedModel in a session, as the C++ server loads it. Its methods may run in threads.
 
@@ -90,7 +107,7 @@ class Model:
         name: str,
         limits: Limits,
         batch_sizes: Sequence[int] = (),
-        threads: int = 1,
+        threads: Threads = ONE_THREAD,
     ):
         """Loads a version.
 
@@ -100,7 +117,7 @@ class Model:
             name: of the model in addresses and answers.
             limits: what a request may hold.
             batch_sizes: to which batches are filled up, ascending; as they are if empty.
-            threads: of one operation. The first model of a process decides for all.
+            threads: of TensorFlow.
 
         Raises:
             Exception: whatever TensorFlow finds wrong with the folder.
@@ -109,10 +126,9 @@ class Model:
         self._spec = {"name": name, "version": {"value": version}}
         self._limits = limits
         self._batch_sizes = batch_sizes
-        # A run stays in its caller's thread: to hand the operations of a small network from thread
-        # to thread takes longer than to compute them.
         config = tf.compat.v1.ConfigProto(
-            intra_op_parallelism_threads=threads, inter_op_parallelism_threads=-1
+            intra_op_parallelism_threads=threads.intra_op,
+            inter_op_parallelism_threads=threads.inter_op,
         )
         self._session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
         try:

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import asking
 import digits
@@ -103,6 +104,22 @@ def test_ipv6(base):
         assert http.get(f"{running.http}/v1/models/refilled").ok
         with grpc.insecure_channel(running.grpc) as channel:
             assert PredictionServiceStub(channel).Predict(asking.png_request()).outputs
+
+
+def test_threads_that_runs_share(base):
+    """TensorFlow starts as many as it is told, and one that idles where runs keep their caller's.
+
+    A few more or fewer are gRPC's, which starts them as it goes.
+    """
+    counts = []
+    for flags in ((), ("--tensorflow_inter_op_parallelism=20",)):
+        with (
+            embedded.server(base, *flags) as running,
+            grpc.insecure_channel(running.grpc) as channel,
+        ):
+            assert PredictionServiceStub(channel).Predict(asking.png_request()).outputs
+            counts.append(len(list(Path(f"/proc/{running.process.pid}/task").iterdir())))
+    assert abs(counts[1] - counts[0] - (20 - 1)) < 5
 
 
 def test_requests_are_logged_when_asked_for(base):
