@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import struct
 import types
 import zlib
@@ -249,11 +250,16 @@ def _dataset(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["records", "dataset"])
 def test_sources_of_files_show_what_pillow_shows(kind, tmp_path, monkeypatch):
-    """To the rounding of JPEG and of alpha; sides are resized to a square in either case."""
+    """To the rounding of JPEG and of alpha; sides are resized to a square in either case.
+
+    But for PNGs whose end, sums or chunks are wrong: those count as damaged.
+    """
     source, keys = _records(tmp_path) if kind == "records" else _dataset(monkeypatch)
     images, readable = source.images(keys, WIDTH, None)
-    assert readable.all()
-    for (name, file, *_), image in zip(ALL, images, strict=True):
+    sound = [not x[0].startswith(("PNG with a ", "PNG without its ")) for x in ALL]
+    assert sum(sound) == len(ALL) - 6
+    assert readable.tolist() == sound
+    for (name, file, *_), image in itertools.compress(zip(ALL, images, strict=True), sound):
         wanted = to_square(tf.constant(pixels.decode(file)), WIDTH).numpy()
         assert _difference(image, wanted) <= (6 if "JPEG" in name else 2), name
 
