@@ -114,7 +114,7 @@ async def _serve() -> None:
     rest_socket = _listening(FLAGS.host, FLAGS.port)
     address, rest_port = rest_socket.getsockname()[:2]
     grpc_server = grpc_api.server(
-        grpc_api.Services(versions, memory, FLAGS.body_seconds),
+        grpc_api.Services(versions, memory, FLAGS.body_seconds, limits.values),
         FLAGS.max_request_bytes,
         connections,
         FLAGS.idle_seconds,

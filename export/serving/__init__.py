@@ -7,6 +7,7 @@ batching.py  the queue of a version, and the threads that answer it in batches
 model.py     a version in memory: the official messages in, the official messages out
 images.py    encoded images on their way into the graph
 json_api.py  the messages as JSON
+json_reader.py, wire.py    JSON and messages, read within limits
 errors.py    the one exception that a caller is told of
 metrics.py, logs.py    what an operator sees
 """

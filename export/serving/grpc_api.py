@@ -19,7 +19,7 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
-from export.serving import metrics
+from export.serving import metrics, wire
 from export.serving.bodies import Memory, arrived
 from export.serving.errors import Code, RequestError, told
 from export.serving.manager import Manager
@@ -31,17 +31,19 @@ Handler = Callable[[Any], Awaitable[Message]]
 class Services:
     """PredictionService and ModelService."""
 
-    def __init__(self, manager: Manager, memory: Memory, message_seconds: float):
+    def __init__(self, manager: Manager, memory: Memory, message_seconds: float, most_fields: int):
         """Remembers what the methods need.
 
         Args:
             manager: of the versions.
             memory: for the messages.
             message_seconds: how long a call's message may take to arrive.
+            most_fields: how many fields it may have, those of the messages in it included.
         """
         self._manager = manager
         self._memory = memory
         self._seconds = message_seconds
+        self._most_fields = most_fields
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         """Returns the methods of both services, by their names on the wire."""
@@ -81,6 +83,7 @@ class Services:
                 try:
                     message = await arrived(anext(messages, b""), self._seconds)
                     take(len(message))
+                    wire.require_few_fields(message, kind.DESCRIPTOR, self._most_fields)
                     request = _parsed(kind, message)
                     if hasattr(request, "model_spec"):
                         model = request.model_spec.name

@@ -9,17 +9,19 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
+from export.serving import wire
 from export.serving.errors import Code, RequestError
 from refilled_tf.common.errors import InputError, require
 from refilled_tf.data import pixels
 
 FEATURE = "image/encoded"  # of a tf.Example
+EXAMPLE_FIELDS = 2**13  # of a tf.Example, five for each of its features
 DATA_URL = re.compile(rb"\s*data:[^,]{0,100},")  # as browsers put it before base64
 # The inputs that hold images, whatever their signature.
 PLAIN = ("image_bytes", "support_bytes", "query_bytes")
@@ -98,7 +100,7 @@ def _each(name: str, strings: Iterable[bytes], function: Callable[[bytes], Resul
 def _of_example(string: bytes) -> bytes:
     """Returns the image in a serialized tf.Example."""
     try:
-        features = tf.train.Example.FromString(string).features.feature
+        features = _features(string)
         found: Sequence[bytes] = features[FEATURE].bytes_list.value if FEATURE in features else ()
         require(
             len(found) == 1,
@@ -113,6 +115,12 @@ def _of_example(string: bytes) -> bytes:
         unread = isinstance(error, DecodeError)
         raise InputError("it is no serialized tf.Example") if unread else error from None
     return found[0]
+
+
+def _features(string: bytes) -> Mapping[str, tf.train.Feature]:
+    """Parses a serialized tf.Example."""
+    wire.require_few_fields(string, tf.train.Example.DESCRIPTOR, EXAMPLE_FIELDS)
+    return tf.train.Example.FromString(string).features.feature
 
 
 def _example(encoded: bytes) -> bytes:
@@ -135,8 +143,8 @@ def _hint(string: bytes) -> str:
 
 def _is_example(content: bytes) -> bool:
     try:
-        return FEATURE in tf.train.Example.FromString(content).features.feature
-    except DecodeError:
+        return FEATURE in _features(content)
+    except (DecodeError, RequestError):
         return False
 
 

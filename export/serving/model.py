@@ -38,8 +38,8 @@ from export.serving.errors import Code, RequestError, require_valid
 DEFAULT_SIGNATURE = "serving_default"
 REGRESS_METHOD_NAME = "tensorflow/serving/regress"
 
-# Objects, strings and short lists in JSON for a row: an Example may have features of all sorts.
-JSON_VALUES = 256
+# Messages, objects, strings and short lists for a row: an Example may have features of all sorts.
+VALUES = 256
 
 # TensorFlow numbers its errors as gRPC does.
 _CODES = {code.value[0]: code for code in Code}
@@ -70,6 +70,11 @@ class Limits:
     rows: int
     pixels: int
     bytes: int
+
+    @property
+    def values(self) -> int:
+        """The most messages, objects and strings that a request may consist of."""
+        return VALUES * self.rows
 
 
 class Threads(NamedTuple):
@@ -274,7 +279,7 @@ class Model:
         self.signatures: dict[str, SignatureDef] = {
             key: value for key, value in graph.signature_def.items() if not key.startswith("__")
         }
-        self.json = _json_limits(self.signatures.values(), self._limits.rows)
+        self.json = _json_limits(self.signatures.values(), self._limits)
         # All outputs, whatever a request wants, so that requests of a signature can be joined.
         self._runners = {
             name: self._session.make_callable(
@@ -386,13 +391,13 @@ def _filled_up(column: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
     return np.concatenate([column, np.repeat(column[:1], size - len(column), axis=0)])
 
 
-def _json_limits(signatures: Iterable[SignatureDef], rows: int) -> json_reader.Most:
+def _json_limits(signatures: Iterable[SignatureDef], limits: Limits) -> json_reader.Most:
     """Returns what a body may hold: a batch for the signature that takes the most lists."""
-    others = JSON_VALUES * rows
     lists = max(
-        sum(_lists(info, rows) for info in signature.inputs.values()) for signature in signatures
+        sum(_lists(info, limits.rows) for info in signature.inputs.values())
+        for signature in signatures
     )
-    return json_reader.Most(lists + others, others)
+    return json_reader.Most(lists + limits.values, limits.values)
 
 
 def _lists(info: TensorInfo, rows: int) -> int:

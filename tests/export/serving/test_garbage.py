@@ -58,7 +58,7 @@ def _no_run(calls):
 
 
 async def _grpc(manager, count):
-    services = grpc_api.Services(manager, bodies.Memory(2**20), 30.0)
+    services = grpc_api.Services(manager, bodies.Memory(2**20), 30.0, 1000)
     server = grpc_api.server(services, 2**20, 10, 60.0)
     port = server.add_insecure_port("localhost:0")
     await server.start()
