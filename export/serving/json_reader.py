@@ -19,8 +19,8 @@ from export.serving.errors import Code, RequestError, require_valid
 
 LONGEST = 2**16  # numbers that json.loads reads at once
 _SPACE = re.compile(r"[ \t\n\r]*")
-# By its brackets, a list of numbers, and a list of such lists: not of more than some thousands, since
-# Python remembers each of them until the end.
+# By its brackets, a list of numbers, and a list of such lists: not of more than some thousands,
+# since Python remembers each of them until the end.
 _NUMBERS = re.compile(r'\[[^][{}"]*\]')
 _ROWS = re.compile(r'\[\s*(?:\[[^][{}"]*\][\s,]*){1,4096}\]')
 
