@@ -6,8 +6,6 @@ limits, are those decoded of which the graph would see other pixels than a viewe
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
@@ -15,14 +13,14 @@ from typing import NamedTuple, TypeVar
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
-from export.serving import wire
+from export.serving import json_reader, wire
 from export.serving.errors import Code, RequestError
 from refilled_tf.common.errors import InputError, require
 from refilled_tf.data import pixels
 
 FEATURE = "image/encoded"  # of a tf.Example
 EXAMPLE_FIELDS = 2**13  # of a tf.Example, five for each of its features
-DATA_URL = re.compile(rb"\s*data:[^,]{0,100},")  # as browsers put it before base64
+DATA_URL = re.compile(r"\s*data:[^,]{0,100},")  # as browsers put it before base64
 # The inputs that hold images, whatever their signature.
 PLAIN = ("image_bytes", "support_bytes", "query_bytes")
 EXAMPLES = ("examples", "inputs")
@@ -131,10 +129,9 @@ def _example(encoded: bytes) -> bytes:
 
 def _hint(string: bytes) -> str:
     """Returns the rest of an error's line, if the string is base64 of what it should be."""
-    text = b"".join(DATA_URL.sub(b"", string, count=1).split())
     try:
-        content = base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
-    except binascii.Error:
+        content = json_reader.from_base64(DATA_URL.sub("", string.decode("ascii"), count=1))
+    except ValueError:
         return ""
     if not _is_image(content) and not _is_example(content):
         return ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import dataclasses
 import inspect
 import json
@@ -279,13 +278,9 @@ def _bytes(value: Any, where: str, hint: str = "") -> bytes:
     require_valid(
         _is_base64(value), f"{where} has {value!r:.50} instead of a string or {{'b64': …}}{hint}"
     )
-    # As TensorFlow Serving's decoder: with line breaks, and without padding.
-    text = "".join(value["b64"].split())
-    if "=" not in text:
-        text += "=" * (-len(text) % 4)
     try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
+        return json_reader.from_base64(value["b64"])
+    except ValueError as error:
         raise RequestError(Code.INVALID_ARGUMENT, f"{where} is no base64: {error}") from error
 
 

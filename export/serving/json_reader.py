@@ -8,6 +8,7 @@ other threads have their turn, and is counted; tables of numbers become arrays.
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import re
@@ -62,6 +63,18 @@ def parsed(body: bytes, most: Most) -> dict[str, Any]:
     return document
 
 
+def from_base64(text: str) -> bytes:
+    """Decodes base64 as TensorFlow Serving does: with line breaks, and without padding.
+
+    Raises:
+        ValueError: it is none.
+    """
+    text = "".join(text.split())
+    if "=" not in text:
+        text += "=" * (-len(text) % 4)
+    return base64.b64decode(text, validate=True)
+
+
 def _finite(text: str) -> float:
     """Reads a number; infinity has names of its own in JSON."""
     number = float(text)
@@ -93,12 +106,15 @@ class _Reader:
 
     def _value(self, at: int) -> tuple[Any, int]:
         at = self._behind_space(at)
+        return self._numbers(at) or self._other(at)
+
+    def _other(self, at: int) -> tuple[Any, int]:
+        """Reads what is no list of numbers."""
         if self._text.startswith("[", at):
-            return self._numbers(at) or self._list(at)
+            return self._list(at)
         if self._text.startswith("{", at):
             return self._object(at)
-        self._others -= 1
-        self._check()
+        self._count(others=1)
         return _DECODER.raw_decode(self._text, at)
 
     def _numbers(self, at: int) -> tuple[list | np.ndarray, int] | None:
@@ -109,8 +125,7 @@ class _Reader:
         found = rows or _NUMBERS.match(self._text, at)
         if found is None:
             return None
-        self._lists -= self._text.count("[", at, found.end())
-        self._check()
+        self._count(lists=self._text.count("[", at, found.end()))
         if self._text.count(",", at, found.end()) >= LONGEST:
             raise RequestError(Code.INVALID_ARGUMENT, f"a list has more than {LONGEST} numbers")
         numbers, end = _DECODER.raw_decode(self._text, at)
@@ -118,21 +133,19 @@ class _Reader:
 
     def _list(self, at: int) -> tuple[list | np.ndarray, int]:
         """Reads a list that holds more than numbers, and is therefore not empty."""
-        self._lists -= 1
-        self._check()
+        self._count(lists=1)
         items, only_numbers, goes_on = [], True, True
         while goes_on:
             at = self._behind_space(at + 1)
             numbers = self._numbers(at)
-            item, at = numbers or self._value(at)
+            item, at = numbers or self._other(at)
             only_numbers &= numbers is not None or isinstance(item, np.ndarray)
             items.append(item)
             goes_on, at = self._goes_on(at, "]")
         return (_table(items) if only_numbers else items), at + 1
 
     def _object(self, at: int) -> tuple[dict[str, Any], int]:
-        self._others -= 1
-        self._check()
+        self._count(others=1)
         items: dict[str, Any] = {}
         start = self._behind_space(at + 1)
         if self._text.startswith("}", start):
@@ -163,7 +176,9 @@ class _Reader:
         found = _SPACE.match(self._text, at)
         return found.end() if found else at
 
-    def _check(self) -> None:
+    def _count(self, lists: int = 0, others: int = 0) -> None:
+        self._lists -= lists
+        self._others -= others
         if self._lists < 0 or self._others < 0:
             raise RequestError(
                 Code.INVALID_ARGUMENT,
@@ -177,8 +192,5 @@ def _table(items: list) -> list | np.ndarray:
 
     An array is a fraction of the lists, and nothing that the garbage collector looks into.
     """
-    if {len(item) for item in items} != {len(items[0])}:
-        return items
-    if len({getattr(item, "shape", None) for item in items}) != 1:
-        return items
-    return np.array(items, object)
+    shapes = {getattr(item, "shape", (len(item),)) for item in items}
+    return np.array(items, object) if len(shapes) == 1 else items

@@ -347,14 +347,7 @@ class Model:
             given = request.inputs[key]
             if not _fits(given, info):  # else the description would cost more than the look
                 message = f"input {key!r} takes {_described(info)}, not {_described(given)}"
-                if tf.string.as_datatype_enum == given.dtype != info.dtype:
-                    message += f"; {images.TAKES_IMAGES}"
-                elif (
-                    given.dtype != tf.string.as_datatype_enum == info.dtype
-                    and len(given.tensor_shape.dim) > 1
-                ):
-                    message += f"; {images.TAKES_PIXELS}"
-                raise RequestError(Code.INVALID_ARGUMENT, message)
+                raise RequestError(Code.INVALID_ARGUMENT, message + _hint(given, info))
             self.require_few(given.tensor_shape.dim[0].size)
         return {key: _to_array(request.inputs[key], key) for key in infos}
 
@@ -418,6 +411,18 @@ def _fits(given: TensorProto, taken: TensorInfo) -> bool:
             for size, want in zip(sizes, wanted, strict=True)
         )
     )
+
+
+def _hint(given: TensorProto, taken: TensorInfo) -> str:
+    """Returns the rest of an error's line, if another signature takes such a tensor."""
+    is_string, takes_strings = (
+        tensor.dtype == tf.string.as_datatype_enum for tensor in (given, taken)
+    )
+    if is_string and not takes_strings:
+        return f"; {images.TAKES_IMAGES}"
+    if takes_strings and not is_string and len(given.tensor_shape.dim) > 1:
+        return f"; {images.TAKES_PIXELS}"
+    return ""
 
 
 def _described(tensor: TensorProto | TensorInfo) -> str:

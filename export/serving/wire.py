@@ -6,11 +6,14 @@ run meanwhile: some megabytes could hold up all callers for seconds.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from google.protobuf.descriptor import Descriptor
 
 from export.serving.errors import Code, RequestError
 
-VARINT, EIGHT_BYTES, WITH_LENGTH, FOUR_BYTES = 0, 1, 2, 5  # wire types
+VARINT, WITH_LENGTH = 0, 2  # wire types
+BYTES = {1: 8, 5: 4}  # of those without a length
 
 
 def require_few_fields(content: bytes, kind: Descriptor, most: int) -> None:
@@ -30,30 +33,37 @@ def require_few_fields(content: bytes, kind: Descriptor, most: int) -> None:
     """
     count, parts = 0, [(0, len(content), kind)]
     while parts:
-        at, end, kind = parts.pop()
-        fields = kind.fields_by_number
-        try:
-            while at < end:
-                count += 1
-                if count > most:
-                    message = f"the message has more than {most} fields"
-                    raise RequestError(Code.INVALID_ARGUMENT, message)
-                tag, at = _varint(content, at)
-                wire_type = tag & 7
-                if wire_type == VARINT:
-                    _, at = _varint(content, at)
-                elif wire_type == EIGHT_BYTES:
-                    at += 8
-                elif wire_type == FOUR_BYTES:
-                    at += 4
-                elif wire_type == WITH_LENGTH:
-                    length, at = _varint(content, at)
-                    field = fields.get(tag >> 3)
-                    if field is not None and field.message_type is not None:
-                        parts.append((at, min(at + length, end), field.message_type))
-                    at += length
-        except IndexError:
-            return
+        start, end, kind = parts.pop()
+        for number, begin, stop in _fields(content, start, end):
+            count += 1
+            if count > most:
+                message = f"the message has more than {most} fields"
+                raise RequestError(Code.INVALID_ARGUMENT, message)
+            field = kind.fields_by_number.get(number)
+            if begin < stop and field is not None and field.message_type is not None:
+                parts.append((begin, min(stop, end), field.message_type))
+
+
+def _fields(content: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Yields the fields of a message, up to where it breaks.
+
+    Yields:
+        A field's number, and where its value begins and ends if that has a length; nowhere if not.
+    """
+    try:
+        while at < end:
+            tag, at = _varint(content, at)
+            wire_type, length = tag & 7, 0
+            if wire_type == WITH_LENGTH:
+                length, at = _varint(content, at)
+            elif wire_type == VARINT:
+                _, at = _varint(content, at)
+            else:
+                at += BYTES.get(wire_type, 0)
+            yield tag >> 3, at, at + length
+            at += length
+    except IndexError:
+        return
 
 
 def _varint(content: bytes, at: int) -> tuple[int, int]:

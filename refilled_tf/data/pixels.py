@@ -11,7 +11,6 @@ import io
 import re
 import struct
 import zlib
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -37,8 +36,9 @@ def opened(encoded: bytes | BinaryIO) -> PIL.Image.Image:
     Raises:
         InputError: it is no image, or has more pixels than Pillow dares to read.
     """
-    require(encoded != b"", "it is empty")
     file = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
+    require(file.read(1) != b"", "it is empty")
+    file.seek(0)
     try:
         return PIL.Image.open(file, formats=FORMATS)
     except PIL.Image.DecompressionBombError as error:
@@ -49,15 +49,6 @@ def opened(encoded: bytes | BinaryIO) -> PIL.Image.Image:
         ) from error
     except Exception as error:  # Pillow raises whatever a format's reader raised.
         raise InputError("it is no JPEG, PNG, BMP, GIF or WebP") from error
-
-
-def is_image(path: Path) -> bool:
-    """Whether a file begins as an image does."""
-    try:
-        with path.open("rb") as file:
-            return opened(file) is not None
-    except (OSError, InputError):
-        return False
 
 
 def decode(encoded: bytes) -> np.ndarray:

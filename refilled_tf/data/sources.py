@@ -506,7 +506,7 @@ def _decode_whole(dataset: tf.data.Dataset, size: int) -> tf.data.Dataset:
 
 
 def _for_graph(encoded: bytes) -> bytes:
-    """Does what `pixels.for_graph` does; what is no image stays what it is."""
+    """Returns what `pixels.for_graph` does; what is no image stays what it is."""
     # Most PNGs are as they should be, which is quicker to see than to have Pillow open them. One
     # with a wrong sum, which Pillow may pass over, is damage in a data set: somebody has made it.
     if encoded.startswith(PNG) and not any(mark in encoded for mark in MARKS):
