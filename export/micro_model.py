@@ -22,7 +22,7 @@ from ai_edge_litert.tools import flatbuffer_utils
 from tflite_micro.python.tflite_micro import runtime
 from tqdm import tqdm
 
-from export import tflite_model
+from export import conversion
 from refilled_tf.common.errors import InputError, one_line, require
 from refilled_tf.common.progress import bar_interval
 from refilled_tf.data import resizing
@@ -294,13 +294,14 @@ def float_probabilities(float_network: Rewritten, images: np.ndarray) -> np.ndar
 # The integers.
 
 
-def convert(float_network: Rewritten, images: np.ndarray) -> bytes:
+def convert(float_network: Rewritten, images: np.ndarray, count: int) -> bytes:
     """Quantises a network.
 
     Args:
         float_network: the network.
-        images: [n, S, S, c] uint8, which the ranges of activations are taken from: the converter
-            knows the least and the greatest value, and no percentiles.
+        images: [n, S, S, c] uint8, which the bias of the integers is measured on.
+        count: the number of them, from the first on, that give the ranges of activations: the
+            converter knows the least and the greatest value, and no percentiles.
 
     Returns:
         The content of a .tflite file, without names of tensors.
@@ -312,30 +313,16 @@ def convert(float_network: Rewritten, images: np.ndarray) -> bytes:
     images = images.copy()
     # A black and a white pixel, or the input's integers would not be pixels less 128.
     images[0, 0, :2] = [[0], [255]]
-
-    @tf.function
-    def probabilities(image):
-        return tf.nn.softmax(network(image, training=False)["logits"])
-
-    image_spec = tf.TensorSpec([1, *images.shape[1:]], name="image")
-    function = tflite_model.frozen(probabilities, image_spec)
-    # An empty module: a frozen function has no variables that one would have to keep.
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([function], tf.Module())
-    converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-    converter.inference_input_type = converter.inference_output_type = tf.int8
-    converter.representative_dataset = lambda: (
-        [scale * image[np.newaxis].astype(np.float32) + offset] for image in images
+    # One scale for all classes: until September 2024 tflite-micro took the first class's for all,
+    # or refused them, and boards have older ports
+    # (https://github.com/tensorflow/tflite-micro/pull/2602).
+    model = conversion.in_integers(
+        lambda image: network(image, training=False)["logits"],
+        scale * images.astype(np.float32) + np.float32(offset),
+        count,
+        tf.int8,
+        scale_for_each_class=False,
     )
-    # TensorFlow 2.21 would give each class a scale of its own. Until September 2024 tflite-micro
-    # took the first for all, or refused them; boards have older ports, and nothing public says so
-    # to the converter (https://github.com/tensorflow/tflite-micro/pull/2602).
-    converter._experimental_disable_per_channel_quantization_for_dense_layers = True
-    try:
-        with tflite_model.silent():
-            model = converter.convert()
-    except Exception as error:  # of the converter's C++ code, of a class that is not public
-        raise InputError(f"TFLite cannot quantise this network: {one_line(error)}") from error
     parsed = flatbuffer_utils.convert_bytearray_to_object(model)
     flatbuffer_utils.strip_strings(parsed)  # they would lie in flash
     stripped = bytes(flatbuffer_utils.convert_object_to_bytearray(parsed))
@@ -475,7 +462,7 @@ def calibrated(
     require(len(images) > 1, "integers need at least 2 training images, to calibrate and to judge")
     order = np.random.default_rng(0).permutation(len(images))
     judged = images[order[: min(JUDGED_IMAGES, len(images) // 2)]]
-    others = images[order[len(judged) :]]
+    others = images[order[len(judged) :][: max(counts)]]
     wanted = float_probabilities(float_network, judged).argmax(axis=1)
     counts = sorted({min(count, len(others)) for count in counts})
     models, fared = [], []
@@ -486,7 +473,7 @@ def calibrated(
         mininterval=bar_interval(),
     ) as bar:
         for count in counts:
-            models.append(convert(float_network, others[:count]))
+            models.append(convert(float_network, others, count))
             found = micro_outputs(models[-1], judged, bar.update).argmax(axis=1)
             fared.append(Calibration(count, float(np.mean(found == wanted))))
     return models[fared.index(best(fared))], fared

@@ -104,4 +104,4 @@ def quantized(network: tf.keras.Model, grey: bool = False) -> bytes:
     for _ in range(_STEPS):
         network(tf.cast(noise, tf.float32), training=True)
     seen = micro_model.as_seen(noise, size, size, grey)
-    return micro_model.convert(micro_model.rewritten(network, grey), seen)
+    return micro_model.convert(micro_model.rewritten(network, grey), seen, len(seen))

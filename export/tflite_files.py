@@ -17,7 +17,7 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 from tqdm import tqdm
 
-from export import tflite_model
+from export import conversion, tflite_model
 from export.trained import Trained
 from refilled_tf.common import storage
 from refilled_tf.common.errors import InputError
@@ -128,7 +128,7 @@ def _keras(trained: Trained) -> Classifier:
 
 def _litert(model: bytes, threads: int) -> Classifier:
     """Returns a .tflite file as LiteRT runs it on the CPU with so many threads."""
-    with tflite_model.silent():
+    with conversion.silent():
         interpreter = Interpreter(model_content=model, num_threads=threads)
         interpreter.allocate_tensors()
     (taken,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()

@@ -9,11 +9,9 @@ metadata, which image classifiers such as MediaPipe's go by.
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import flatbuffers
 import numpy as np
@@ -21,18 +19,15 @@ import tensorflow as tf
 from ai_edge_litert import schema_py_generated as model_schema
 from ai_edge_litert.tools import flatbuffer_utils
 from mediapipe.tasks.metadata import metadata_schema_py_generated as metadata_schema
-from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from export import MODEL_NAME, QUANTIZATIONS
+from export import MODEL_NAME, QUANTIZATIONS, conversion
 from export.trained import Trained
-from refilled_tf.common.errors import require
 from refilled_tf.data import resizing
 from refilled_tf.data.task import TaskData
 from refilled_tf.models import networks
 
 CALIBRATION_IMAGES = 300
 LABELS = "labels.txt"
-ANTIALIASED = "ScaleAndTranslate"  # of tf.image.resize, and unknown to TFLite
 
 
 def convert(trained: Trained, quantizations: Sequence[str]) -> dict[str, bytes]:
@@ -48,67 +43,35 @@ def convert(trained: Trained, quantizations: Sequence[str]) -> dict[str, bytes]:
     Raises:
         InputError: the network resizes images in a way that TFLite cannot.
     """
-    function, files = _classifier(trained), {}
+    logits, files = _logits(trained), {}
+    size = trained.stage.task.data.load_size
+    function = conversion.frozen(lambda image: tf.nn.softmax(logits(image)), (size, size, 3))
     for quantize in quantizations:
         print(f"converting to {QUANTIZATIONS[quantize]}", flush=True)
-        # An empty module: a frozen function has no variables that one would have to keep.
-        converter = tf.lite.TFLiteConverter.from_concrete_functions([function], tf.Module())
-        if quantize != "none":
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        if quantize == "float16":
-            converter.target_spec.supported_types = [tf.float16]
         if quantize == "int8":
-            converter.representative_dataset = lambda: _calibration_images(trained.data)
-            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-            converter.inference_input_type = converter.inference_output_type = tf.uint8
-        with silent():
-            model = converter.convert()
+            images = _calibration_images(trained.data)
+            model = conversion.in_integers(logits, images, len(images), tf.uint8)
+        else:
+            converter = conversion.converter(function)
+            if quantize != "none":
+                converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            if quantize == "float16":
+                converter.target_spec.supported_types = [tf.float16]
+            with conversion.silent():
+                model = converter.convert()
         files[quantize] = _with_metadata(model, trained, quantize)
     return files
 
 
-def _classifier(trained: Trained) -> tf.types.experimental.ConcreteFunction:
-    """Returns the classifier as a function of a whole picture."""
-    network, options = _in_float32(trained.network), trained.stage.task.data
-    image_spec = tf.TensorSpec([1, options.load_size, options.load_size, 3], name="image")
+def _logits(trained: Trained) -> conversion.Classifier:
+    """Returns the classifier as a function of whole pictures."""
+    network, size = _in_float32(trained.network), trained.stage.task.data.image_size
 
     # A classifier on a phone hands over the whole picture, resized: the crop has to be in here.
-    @tf.function
-    def probabilities(image):
-        crop = resizing.center_crop(image, options.image_size)
-        return tf.nn.softmax(network(crop, training=False)["logits"])
+    def logits(image):
+        return network(resizing.center_crop(image, size), training=False)["logits"]
 
-    return frozen(probabilities, image_spec)
-
-
-def frozen(
-    probabilities: tf.types.experimental.PolymorphicFunction, image: tf.TensorSpec
-) -> tf.types.experimental.ConcreteFunction:
-    """Returns a function of its image alone, its weights being constants.
-
-    TFLite converts it many times faster than one with variables.
-
-    Args:
-        probabilities: image to the probabilities of its classes.
-        image: the only one that it takes.
-
-    Raises:
-        InputError: it resizes images in a way that TFLite cannot.
-    """
-    constant = convert_variables_to_constants_v2(probabilities.get_concrete_function(image))
-    require(
-        all(op.type != ANTIALIASED for op in constant.graph.get_operations()),
-        "--stage: its network resizes its images with antialiasing, which TFLite cannot; a network "
-        "that takes them as they are can be exported, and this one by python -m "
-        "export.saved_model",
-    )
-
-    # Once more, since freezing forgets what the output is called.
-    @tf.function(input_signature=[image])
-    def named(image):
-        return {"probabilities": constant(image)[0]}
-
-    return named.get_concrete_function()
+    return logits
 
 
 def _in_float32(network: tf.keras.Model) -> tf.keras.Model:
@@ -121,27 +84,13 @@ def _in_float32(network: tf.keras.Model) -> tf.keras.Model:
     return clone
 
 
-@contextlib.contextmanager
-def silent() -> Iterator[None]:
-    """Drops what TFLite's C++ code writes to stderr, statistics that no setting turns off."""
-    stderr = os.dup(2)
-    try:
-        with open(os.devnull, "w") as null:
-            os.dup2(null.fileno(), 2)
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-
-
-def _calibration_images(data: TaskData) -> Iterator[list[np.ndarray]]:
-    """Yields the training images that the ranges of activations are taken from."""
+def _calibration_images(data: TaskData) -> np.ndarray:
+    """Returns the training images that integers are fitted to: [n, L, L, 3] float32."""
     order = np.random.default_rng(0).permutation(len(data.train.labels))
     images = data.train.images[order[:CALIBRATION_IMAGES]].astype(np.float32)
     # A black and a white pixel, lest the range fall short of [0, 255]: bytes would be rescaled.
     images[0, 0, :2] = [[0], [255]]
-    for image in images:
-        yield [image[np.newaxis]]
+    return images
 
 
 def _with_metadata(model: bytes, trained: Trained, quantize: str) -> bytes:

@@ -276,7 +276,7 @@ def test_network_that_learnt_nothing_is_refused():
     """Its activations vanish, and tflite-micro ends its process."""
     network = networks.classifier(MobileNet(width=0.25), 32, 2)
     with pytest.raises(InputError, match=r"^tflite-micro cannot run this network of AVERAGE_POOL"):
-        micro_model.convert(micro_model.rewritten(network), _pixels(2, 32))
+        micro_model.convert(micro_model.rewritten(network), _pixels(2, 32), 2)
 
 
 def test_unknown_operator_is_named():
@@ -285,7 +285,7 @@ def test_unknown_operator_is_named():
     embedding = tf.keras.layers.GlobalAveragePooling2D()(large)
     network = tf.keras.Model(images, {"embedding": embedding, "logits": embedding})
     with pytest.raises(InputError, match="needs the operator RESIZE_NEAREST_NEIGHBOR, which"):
-        micro_model.convert(micro_model.rewritten(network), _pixels(2, 8))
+        micro_model.convert(micro_model.rewritten(network), _pixels(2, 8), 2)
 
 
 def test_calibration_is_judged_on_other_training_images(monkeypatch):
@@ -293,9 +293,9 @@ def test_calibration_is_judged_on_other_training_images(monkeypatch):
     images = np.arange(10, dtype=np.uint8)[:, None, None, None]
     used, judged = [], []
 
-    def convert(_, chosen):
-        used.append(set(chosen.ravel().tolist()))
-        return bytes([len(chosen)])
+    def convert(_, others, count):
+        used.append((count, set(others.ravel().tolist())))
+        return bytes([count])
 
     def outputs(content, seen, progress):
         judged.append(set(seen.ravel().tolist()))
@@ -311,8 +311,9 @@ def test_calibration_is_judged_on_other_training_images(monkeypatch):
     assert content == bytes([5])
     assert fared == [(2, 0.4), (5, 0.8)]
     assert judged[0] == judged[1]
-    assert [len(each) for each in used] == [2, 5]
-    assert not judged[0] & (used[0] | used[1])
+    assert [(count, len(others)) for count, others in used] == [(2, 5), (5, 5)]
+    assert used[0][1] == used[1][1]
+    assert not judged[0] & used[0][1]
 
 
 def test_of_equal_calibrations_the_most_images_count():
