@@ -106,7 +106,7 @@ def _take(stage: Stage, run: Run, data: TaskData) -> tuple[dict[str, tf.keras.Mo
     started, trained = time.monotonic(), {}
     if networks.in_keras(stage.backbone):
         size = stage.task.data.crop_size
-        trained["model.keras"] = networks.embedding_network(stage.backbone, size)
+        trained["model.keras"] = networks.copied(networks.embedding_network(stage.backbone, size))
     return trained, {"seconds": round(time.monotonic() - started, 1)}
 
 

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from refilled_tf.common.errors import require
 from refilled_tf.models import networks
+from refilled_tf.models.batch_norm import BatchNorm
 
 # Repeats, kernel, stride, expansion, channels of every group of blocks.
 GROUPS = (
@@ -114,12 +115,7 @@ class EfficientNetLite0:
         return self._norm(x, name, activated=True)
 
     def _norm(self, x: tf.Tensor, name: str, activated: bool) -> tf.Tensor:
-        x = tf.keras.layers.BatchNormalization(
-            momentum=self.batch_norm_momentum,
-            epsilon=1e-3,
-            synchronized=True,
-            name=f"{name}_norm",
-        )(x)
+        x = BatchNorm(momentum=self.batch_norm_momentum, epsilon=1e-3, name=f"{name}_norm")(x)
         return tf.keras.layers.ReLU(6.0, name=f"{name}_relu")(x) if activated else x
 
 

@@ -27,6 +27,7 @@ from refilled_tf.common.errors import InputError, listed, one_line, require, req
 from refilled_tf.common.quiet import muted
 from refilled_tf.common.stack import load_keras
 from refilled_tf.data.resizing import resized
+from refilled_tf.models.batch_norm import BatchNorm
 from refilled_tf.models.networks import checkpointed, rebuilt
 
 # As tf.keras.applications.imagenet_utils.preprocess_input means them: [-1, 1]; mean and standard
@@ -393,7 +394,7 @@ def _synchronised(layer: tf.keras.layers.Layer) -> tf.keras.layers.Layer:
     if isinstance(layer, tf.keras.Model):
         return tf.keras.models.clone_model(layer, clone_function=_synchronised)
     if isinstance(layer, tf.keras.layers.BatchNormalization):
-        return rebuilt(layer, synchronized=True)
+        return BatchNorm.from_config(layer.get_config())
     if isinstance(layer, tf.keras.layers.Dropout):
         return checkpointed(rebuilt(layer, rng_type="stateful"))
     return rebuilt(layer)

@@ -15,6 +15,7 @@ import gin
 import tensorflow as tf
 
 from refilled_tf.common.errors import require
+from refilled_tf.models.batch_norm import BatchNorm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,13 +87,14 @@ class _Application:
         raise NotImplementedError
 
     def _clone_layer(self, layer: tf.keras.layers.Layer) -> tf.keras.layers.Layer:
-        config = layer.get_config()
+        kind, config = type(layer), layer.get_config()
         if isinstance(layer, tf.keras.layers.BatchNormalization):
-            config.update(momentum=self.batch_norm_momentum, synchronized=True)
+            kind = BatchNorm
+            config.update(momentum=self.batch_norm_momentum)
         if layer.name == self.stem:
             config.update(strides=self.stem_stride)
         config["name"] = self.features.get(layer.name, layer.name)
-        return type(layer).from_config(config)
+        return kind.from_config(config)
 
 
 @gin.register

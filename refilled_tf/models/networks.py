@@ -20,6 +20,7 @@ import tensorflow as tf
 
 from refilled_tf.common.errors import InputError, require
 from refilled_tf.data.resizing import resized
+from refilled_tf.models.batch_norm import BatchNorm
 
 
 @runtime_checkable
@@ -221,17 +222,21 @@ def checkpointed(dropout: tf.keras.layers.Dropout) -> tf.keras.layers.Dropout:
 
 
 def rebuilt(layer: tf.keras.layers.Layer, **changes: Any) -> tf.keras.layers.Layer:
-    """Returns a layer of the same kind and options, but for `changes`, with fresh weights."""
+    """Returns a layer of the same kind and options, but for `changes`, with fresh weights.
+
+    A `BatchNorm` becomes the layer of Keras's that it stands for, which every Keras can load.
+    """
     if isinstance(layer, tf.keras.layers.Lambda):
         # From its options Keras would make one only where files may hold code.
         options = {"name": layer.name, "dtype": layer.dtype} | changes
         return tf.keras.layers.Lambda(layer.function, arguments=layer.arguments, **options)
     if isinstance(layer, tf.keras.Model) and any(
-        isinstance(each, tf.keras.layers.Lambda) for each in layer.submodules
+        isinstance(each, tf.keras.layers.Lambda | BatchNorm) for each in layer.submodules
     ):
         again = functools.partial(rebuilt, **changes)
         return tf.keras.models.clone_model(layer, clone_function=again)
-    return type(layer).from_config(layer.get_config() | changes)
+    kind = tf.keras.layers.BatchNormalization if isinstance(layer, BatchNorm) else type(layer)
+    return kind.from_config(layer.get_config() | changes)
 
 
 def copied(network: tf.keras.Model) -> tf.keras.Model:

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from refilled_tf.common.errors import require
 from refilled_tf.models import networks
+from refilled_tf.models.batch_norm import BatchNorm
 
 # (x [B, h, w, c], channels, stride, name) to [B, h/stride, w/stride, channels].
 Block = Callable[[tf.Tensor, int, int, str], tf.Tensor]
@@ -56,9 +57,7 @@ def convolution(x: tf.Tensor, channels: int, size: int, stride: int, name: str) 
 
 def norm(x: tf.Tensor, momentum: float, name: str) -> tf.Tensor:
     """Batch norm with the statistics of the global batch."""
-    return tf.keras.layers.BatchNormalization(
-        momentum=momentum, epsilon=1e-5, synchronized=True, name=name
-    )(x)
+    return BatchNorm(momentum=momentum, epsilon=1e-5, name=name)(x)
 
 
 def relu(x: tf.Tensor, name: str) -> tf.Tensor:

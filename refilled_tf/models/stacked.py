@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from refilled_tf.common.errors import require
+from refilled_tf.models.batch_norm import BatchNorm
 
 Weights = list[tf.Tensor]
 
@@ -142,4 +143,5 @@ _LAYERS = {
     tf.keras.layers.Conv2D: _convolution,
     tf.keras.layers.Dense: _dense,
     tf.keras.layers.BatchNormalization: _batch_norm,
+    BatchNorm: _batch_norm,
 }
