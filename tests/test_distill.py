@@ -411,25 +411,35 @@ def test_images_are_surveyed_as_settings_say(given, tmp_path):
 
 
 def test_lengths_fit_the_number_of_images():
-    """The teacher is asked about 16,000 times at most, twice an image at least."""
-    few, many, pooled, quick = (
-        distill_config.lengths(*what)
-        for what in (
-            (300, 0, 6_000, False),
-            (40_000, 0, 6_000, False),
-            (300, 3_700, 800, False),
-            (300, 0, 600, True),
-        )
-    )
-    assert few == {
+    assert distill_config.lengths(300, 0, 6_000, 8) == {
         "Recipe.steps": 6_000,
         "Recipe.batch_size": 32,
         "teacher_cache.views": 8,
     }
-    assert many["teacher_cache.views"] == quick["teacher_cache.views"] == 2
-    assert (pooled["Recipe.batch_size"], pooled["teacher_cache.views"]) == (64, 4)
+    assert distill_config.lengths(300, 3_700, 800, 4)["Recipe.batch_size"] == 64
     # All of ten images but the two that candidates are scored on.
-    assert distill_config.lengths(8, 0, 600, False)["Recipe.batch_size"] == 8
+    assert distill_config.lengths(8, 0, 600, 2)["Recipe.batch_size"] == 8
+
+
+@pytest.mark.parametrize(
+    ("images", "multiplications", "minutes", "views"),
+    [
+        # A teacher of which nothing is known is asked about 16,000 times, at most 8 an image.
+        (300, None, None, 8),
+        (4_000, None, None, 4),
+        (40_000, None, None, 2),
+        # Another as often as 2e13 multiplications allow: 1e5 times for 2e8.
+        (2_000, 200_000_000, None, 50),
+        (2_000, 200_000_000, 30, 25),
+        (2_000, 200_000_000, 120, 64),
+        (300, 200_000_000, None, 64),
+        # 5,000 times for 4e9, so no fewer than of one that is unknown.
+        (2_000, 4_000_000_000, None, 8),
+    ],
+)
+def test_a_fast_teacher_is_asked_about_more_views(images, multiplications, minutes, views):
+    """By hand."""
+    assert distill_config.views(images, multiplications, minutes) == views
 
 
 def test_batches_of_candidates_fit_small_classes(tmp_path):
