@@ -28,7 +28,9 @@ class BatchNorm(tf.keras.layers.BatchNormalization):
             [B, h, w, c].
         """
         one = tf.distribute.get_strategy().num_replicas_in_sync == 1
-        if not (training is True and self.trainable and one and mask is None):
+        learns = training is True and self.trainable
+        # There is no fused operation in double precision.
+        if not (one and learns) or mask is not None or inputs.dtype == tf.float64:
             return super().call(inputs, training=training, mask=mask)
         outputs, mean, unbiased, *_ = tf.raw_ops.FusedBatchNormV3(
             x=inputs,

@@ -69,6 +69,13 @@ def test_half_precision_keeps_its_statistics_in_float32(kind):
         np.testing.assert_allclose(found, expected, rtol=1e-2)
 
 
+def test_double_precision_is_kept():
+    ours, keras = _layers(3, dtype="float64")
+    outputs = [layer(_images(0), training=True) for layer in (ours, keras)]
+    assert outputs[0].dtype == tf.float64
+    np.testing.assert_allclose(*outputs, rtol=1e-12)
+
+
 def test_frozen_layer_learns_nothing():
     ours, keras = _layers(3)
     for layer in (ours, keras):
