@@ -106,18 +106,24 @@ def in_integers(
 
 def _outputs(model: bytes, images: np.ndarray) -> np.ndarray:
     """Runs a .tflite file of integers with float32 outputs [C] on images [n, S, S, c] float32."""
-    with silent():
-        interpreter = Interpreter(model_content=model)
-        interpreter.allocate_tensors()
-    (taken,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
+    run = interpreter(model)
+    (taken,), (given,) = run.get_input_details(), run.get_output_details()
     (scale, zero_point), limits = taken["quantization"], np.iinfo(taken["dtype"])
     integers = np.clip(np.rint(images / scale) + zero_point, limits.min, limits.max)
     outputs = []
     for image in integers.astype(taken["dtype"]):
-        interpreter.set_tensor(taken["index"], image[np.newaxis])
-        interpreter.invoke()
-        outputs.append(interpreter.get_tensor(given["index"])[0])
+        run.set_tensor(taken["index"], image[np.newaxis])
+        run.invoke()
+        outputs.append(run.get_tensor(given["index"])[0])
     return np.array(outputs)
+
+
+def interpreter(model: bytes, threads: int | None = None) -> Interpreter:
+    """Returns LiteRT with a .tflite file, ready to run on so many threads of the CPU."""
+    with silent():
+        made = Interpreter(model_content=model, num_threads=threads)
+        made.allocate_tensors()
+    return made
 
 
 @contextlib.contextmanager

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from ai_edge_litert.interpreter import Interpreter
 from tqdm import tqdm
 
 from export import conversion, tflite_model
@@ -128,9 +127,7 @@ def _keras(trained: Trained) -> Classifier:
 
 def _litert(model: bytes, threads: int) -> Classifier:
     """Returns a .tflite file as LiteRT runs it on the CPU with so many threads."""
-    with conversion.silent():
-        interpreter = Interpreter(model_content=model, num_threads=threads)
-        interpreter.allocate_tensors()
+    interpreter = conversion.interpreter(model, threads)
     (taken,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
     scale, zero_point = given["quantization"] if given["dtype"] == np.uint8 else (1, 0)
 

@@ -49,7 +49,6 @@ with epy.lazy_imports():
 
 FLAGS = flags.FLAGS
 NOTES = "notes.txt"
-QUICK_VIEWS = 2
 
 
 def check(argv: list[str]) -> None:
@@ -256,7 +255,7 @@ def describe(output: Path, command: str) -> Plan:
         print(f"{further} unlabelled images, without {len(found.scored)} that are tested on")
     images = len(candidates.training_rows(task, FLAGS.data_dir))
 
-    views = QUICK_VIEWS
+    views = distill_config.QUICK_VIEWS
     if not FLAGS.quick:
         known = _multiplications(teacher, task.data.crop_size)
         views = distill_config.views(images + further, known, FLAGS.minutes)

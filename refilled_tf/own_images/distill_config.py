@@ -23,6 +23,7 @@ HOUR = 60.0  # minutes
 # Of a teacher for its views within an hour: some ten minutes of two cores.
 TEACHER_MULTIPLICATIONS = 2e13
 MOST_VIEWS = 64
+QUICK_VIEWS = 2  # for a first look
 
 
 def task_of(images: str, data_dir: str | None) -> Task:
