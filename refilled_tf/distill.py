@@ -43,7 +43,7 @@ with epy.lazy_imports():
     from refilled_tf.data import task as tasks
     from refilled_tf.experiment import config, experiment, launch, loading, predictions
     from refilled_tf.experiment import run as runs
-    from refilled_tf.models import cost, keras_files, networks
+    from refilled_tf.models import keras_files, networks
     from refilled_tf.own_images import candidates, distill_config, retraining, tuning
     from refilled_tf.reporting import distill_report
 
@@ -255,13 +255,10 @@ def describe(output: Path, command: str) -> Plan:
         print(f"{further} unlabelled images, without {len(found.scored)} that are tested on")
     images = len(candidates.training_rows(task, FLAGS.data_dir))
 
-    views = distill_config.QUICK_VIEWS
-    if not FLAGS.quick:
-        known = _multiplications(teacher, task.data.crop_size)
-        views = distill_config.views(images + further, known, FLAGS.minutes)
+    views = distill_config.QUICK_VIEWS if FLAGS.quick else distill_config.views(images + further)
 
     def text(steps: int) -> str:
-        lengths = distill_config.lengths(images, further, steps, views)
+        lengths = distill_config.lengths(images, steps, views)
         return distill_config.gin_text(opening, settings, lengths, FLAGS.gin_param)
 
     steps = candidates.QUICK_STEPS if FLAGS.quick else candidates.STEPS
@@ -270,13 +267,6 @@ def describe(output: Path, command: str) -> Plan:
             FLAGS.minutes, text(steps), bool(pool), output / "candidates", FLAGS.data_dir
         )
     return Plan(text(steps), task, bool(pool), networks.in_keras(teacher))
-
-
-def _multiplications(teacher: teachers.Teacher, size: int) -> int | None:
-    """Returns those of a teacher for an image of this size; None if they cannot be counted."""
-    if not networks.in_keras(teacher):
-        return None
-    return cost.cost_of(networks.embedding_network(teacher, size)).multiplications
 
 
 def size_of_student(task: tasks.Task, output: Path) -> tuple[list[float], int]:

@@ -266,6 +266,8 @@ def test_archive_that_misses_images_is_refused_before_training(tmp_path):
     # It has the one view that it has.
     spec = tiny.first(teacher=teacher, teacher_cache=TeacherCache(2))
     assert spec.teacher_cache == TeacherCache(1, augmented=False)
+    spec = tiny.first(teacher=teacher, teacher_cache=TeacherCache(2, jitter=0.5))
+    assert spec.teacher_cache == TeacherCache(1, augmented=False, jitter=0.5)
 
 
 # ---- a network that onnxruntime runs -------------------------------------------------------

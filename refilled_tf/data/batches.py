@@ -7,7 +7,6 @@ an unbroken one, and any number of replicas or workers sees, together, the same 
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import math
 from collections.abc import Callable, Iterator
@@ -30,15 +29,40 @@ class Views(NamedTuple):
             image by; None where the only view is the centre crop, as it is scored.
         outputs: by name [N, K, …] float16 or float32, maybe memory maps: what a teacher makes of
             the views.
+        jitter: how far what trains may lie from a view, as `TeacherCache.jitter`.
     """
 
     numbers: np.ndarray | None
     outputs: dict[str, np.ndarray]
+    jitter: float = 0.0
 
     @property
     def per_image(self) -> int:
         """K."""
         return next(iter(self.outputs.values())).shape[1]
+
+    def near(
+        self, rows: tf.Tensor, views: tf.Tensor, own: Callable[[], tf.Tensor]
+    ) -> tf.Tensor | None:
+        """Makes random numbers of what trains beside a teacher's view.
+
+        Args:
+            rows: [b] int32, of the images.
+            views: [b] int32, of each image.
+            own: draws the numbers [b, `random_numbers`] of views of their own.
+
+        Returns:
+            [b, `random_numbers`] float32 in [0, 1); None for the centre crop.
+        """
+        known = None
+        if self.numbers is not None:
+            known = tf.gather_nd(self.numbers, tf.stack([rows, views], axis=1))
+        if not self.jitter:
+            return known
+        fresh, centre = own(), 0.5
+        between = (1.0 - self.jitter) * (centre if known is None else known) + self.jitter * fresh
+        # Between an image and its mirror image there is nothing.
+        return tf.concat([between[:, :2], fresh[:, 2:3], between[:, 3:]], axis=1)
 
     def read(self, rows: tf.Tensor, views: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns the outputs [b, …] float32 of views [b] int32 of images, rows [b] int32."""
@@ -243,7 +267,7 @@ def training_batches(
     """Builds the augmented batches of one input pipeline.
 
     The random numbers of an image depend on the seed, the step and the image's place in the
-    global batch. With `views` they only choose one of its views.
+    global batch. With `views` they choose one of its views, and with their jitter one near it.
 
     Args:
         examples: the training images.
@@ -252,7 +276,7 @@ def training_batches(
         seed: of the augmentation.
         first_step: number of `order`'s first step since the beginning of the training.
         context: the place of this pipeline among workers and replicas; None for the only one.
-        views: the only augmentations there are; None for fresh ones in every step.
+        views: the augmentations that a teacher knows; None for fresh ones in every step.
         size: side S to which crops are resized; None for Data.image_size.
         mixup: α of `Recipe.mixup`, which goes with fresh augmentations.
 
@@ -276,18 +300,20 @@ def training_batches(
     augment = augmentation(data)
 
     def batch(rows, mates, step, start):
-        draw = functools.partial(tf.random.stateless_uniform, seed=tf.stack([seed, step]))
-        loaded, taught = take(rows), []
+        def draw(*shape, salt=0, **kind):
+            """Returns this replica's part of what is drawn for the global batch."""
+            seeds = tf.stack([seed + salt, step])
+            drawn = tf.random.stateless_uniform((batch_size, *shape), seeds, **kind)
+            return tf.slice(drawn, (start, *(0 for _ in shape)), (per_replica, *shape))
+
+        loaded, taught, count = take(rows), [], random_numbers(data)
         if views is None:
-            count = random_numbers(data)
-            numbers = tf.slice(draw((batch_size, count)), (start, 0), (per_replica, count))
+            numbers = draw(count)
         else:
-            chosen = draw((batch_size,), maxval=views.per_image, dtype=tf.int32)
-            chosen = tf.slice(chosen, (start,), (per_replica,))
+            chosen = draw(maxval=views.per_image, dtype=tf.int32)
             taught = [views.read(rows, chosen)]
-            if views.numbers is not None:
-                numbers = tf.gather_nd(views.numbers, tf.stack([rows, chosen], axis=1))
-        if views is not None and views.numbers is None:
+            numbers = views.near(rows, chosen, lambda: draw(count, salt=1 << 22))
+        if numbers is None:
             crops = tf.cast(center_crop(loaded, data.crop_size), tf.float32)
         else:
             crops = augment(loaded, numbers)

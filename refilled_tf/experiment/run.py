@@ -62,7 +62,8 @@ class Run:
 
     def cache_folder(self, stage: Stage, teacher: Stage) -> Path:
         """Returns where one of its teachers' outputs for the stage's views are, or will be."""
-        shared = settings.flatten(stage.task) | settings.flatten(stage.teacher_cache)
+        asked = dataclasses.replace(stage.teacher_cache, jitter=0.0)
+        shared = settings.flatten(stage.task) | settings.flatten(asked)
         return self.folder(teacher) / "cache" / settings.digest(shared)
 
     def is_finished(self, spec: Named) -> bool:

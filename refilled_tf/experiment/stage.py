@@ -37,11 +37,16 @@ class TeacherCache:
             step and runs the teacher.
         seed: of the views; stages that share it, a task and a teacher share their cache.
         augmented: False makes the one view the centre crop, as it is scored.
+        jitter: 0 trains on the teacher's very view; 1 on a view that is drawn anew in every step,
+            whichever the teacher saw; between, on a crop so far on the way from one to the other,
+            as it is or mirrored. Dropped where the teacher is run: it sees what trains (Beyer et
+            al., CVPR 2022).
     """
 
     views: int = 0
     seed: int = 0
     augmented: bool = dataclasses.field(default=True, metadata=settings.IF_SET)
+    jitter: float = dataclasses.field(default=0.0, metadata=settings.IF_SET)
 
     def __post_init__(self):
         for name in ("views", "seed"):
@@ -50,6 +55,11 @@ class TeacherCache:
             self.augmented or self.views == 1,
             f"teacher_cache.views={self.views} must be 1 where teacher_cache.augmented is False",
         )
+        require(
+            0 <= self.jitter <= 1, f"teacher_cache.jitter={self.jitter} must lie between 0 and 1"
+        )
+        if not self.views:
+            object.__setattr__(self, "jitter", 0.0)
 
 
 @gin.register
@@ -142,7 +152,8 @@ class Stage:
         require(len(set(names)) == len(names), f"Stage.teacher names {names}: one of them twice")
         self.objective.check_teachers(len(names))
         if self.looks_up:
-            object.__setattr__(self, "teacher_cache", TeacherCache(1, augmented=False))
+            one = TeacherCache(1, augmented=False, jitter=self.teacher_cache.jitter)
+            object.__setattr__(self, "teacher_cache", one)
 
     @property
     def parents(self) -> tuple[Stage, ...]:

@@ -69,7 +69,8 @@ def views(stage: Stage, run: Run, examples: Examples) -> batches.Views | None:
             run.wait_for_all()
             known = load(folder, network, cache, examples, data).outputs
         outputs |= {networks.numbered(name, number): x for name, x in known.items()}
-    return batches.Views(_numbers(cache, examples, data) if cache.augmented else None, outputs)
+    numbers = _numbers(cache, examples, data) if cache.augmented else None
+    return batches.Views(numbers, outputs, cache.jitter)
 
 
 def build(

@@ -8,7 +8,8 @@ differentiably as often as one likes.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import tensorflow as tf
 
@@ -16,6 +17,10 @@ from refilled_tf.common.errors import require
 from refilled_tf.models.batch_norm import BatchNorm
 
 Weights = list[tf.Tensor]
+# (layer, its weights, x [N, …], whether batch norm takes the batch's statistics) to y [N, …].
+Computed = Callable[[tf.keras.layers.Layer, Weights, tf.Tensor, bool], tf.Tensor]
+
+PATCHES_MB = 2.0  # of a task's patches up to which a convolution is a product: a core's cache
 
 
 class Chain:
@@ -74,32 +79,67 @@ class Chain:
         Returns:
             [T, N, …].
         """
+        # Vectorised, products become batched ones, but convolutions loops: those are products of
+        # patches where these are few, and T branches of the graph elsewhere. (A grouped convolution
+        # has no gradient on a CPU.)
+        if not batch_statistics and all(_patches_fit(each, x.shape[1]) for each in self._layers):
+            kinds = _LAYERS | {tf.keras.layers.Conv2D: _product_of_patches}
+            return tf.vectorized_map(lambda task: self._one_task(*task, False, kinds), (weights, x))
+        tasks = zip(zip(*map(tf.unstack, weights), strict=True), tf.unstack(x), strict=True)
+        return tf.stack([self._one_task(*task, batch_statistics, _LAYERS) for task in tasks])
 
-        def one(task):
-            weights, x = task
-            return self._one_task(weights, x, batch_statistics)
-
-        # Vectorised, products become batched ones, but convolutions loops: those are better off
-        # as T branches of the graph. (A grouped convolution has no gradient on a CPU.)
-        if any(isinstance(layer, tf.keras.layers.Conv2D) for layer in self._layers):
-            tasks = zip(zip(*map(tf.unstack, weights), strict=True), tf.unstack(x), strict=True)
-            return tf.stack([one(task) for task in tasks])
-        return tf.vectorized_map(one, (weights, x))
-
-    def _one_task(self, weights: Weights, x: tf.Tensor, batch_statistics: bool) -> tf.Tensor:
+    def _one_task(
+        self,
+        weights: Weights,
+        x: tf.Tensor,
+        batch_statistics: bool,
+        kinds: Mapping[type, Computed],
+    ) -> tf.Tensor:
         """Computes the chain for one task: x [N, …]."""
         following = iter(weights)
         for layer in self._layers:
             own = [next(following) for _ in layer.trainable_weights]
             # Stacked weights are float32, whatever the layers themselves compute in.
-            x = tf.cast(_LAYERS[type(layer)](layer, own, x, batch_statistics), tf.float32)
+            x = tf.cast(kinds[type(layer)](layer, own, x, batch_statistics), tf.float32)
         return x
+
+
+def _patches_fit(layer: tf.keras.layers.Layer, images: int) -> bool:
+    """Tells whether all that a convolution's kernel sees of so many images is small."""
+    if not isinstance(layer, tf.keras.layers.Conv2D):
+        return True
+    values = images * math.prod(layer.output.shape[1:3]) * math.prod(layer.kernel.shape[:3])
+    return 4 * values <= PATCHES_MB * 1e6
 
 
 def _convolution(
     layer: tf.keras.layers.Conv2D, weights: Weights, x: tf.Tensor, _: bool
 ) -> tf.Tensor:
     y = tf.nn.conv2d(x, weights[0], layer.strides, layer.padding.upper())
+    return y + weights[1] if layer.use_bias else y
+
+
+def _product_of_patches(
+    layer: tf.keras.layers.Conv2D, weights: Weights, x: tf.Tensor, _: bool
+) -> tf.Tensor:
+    """Computes a convolution as a product [N·h·w, k·k·c] · [k·k·c, d]."""
+    (rows, columns), (down, right) = layer.kernel_size, layer.strides
+    height, width = layer.output.shape[1:3]
+    if layer.padding == "same":
+        # As TensorFlow pads: what cannot be halved lies at the bottom and on the right.
+        missing = (
+            max((height - 1) * down + rows - x.shape[1], 0),
+            max((width - 1) * right + columns - x.shape[2], 0),
+        )
+        x = tf.pad(x, ((0, 0), *((each // 2, each - each // 2) for each in missing), (0, 0)))
+    last = (height - 1) * down + 1, (width - 1) * right + 1
+    seen = [
+        x[:, top : top + last[0] : down, left : left + last[1] : right]
+        for top in range(rows)
+        for left in range(columns)
+    ]
+    patches, kernel = tf.concat(seen, axis=-1), weights[0]
+    y = tf.tensordot(patches, tf.reshape(kernel, (-1, kernel.shape[-1])), 1)
     return y + weights[1] if layer.use_bias else y
 
 

@@ -96,9 +96,9 @@ def cost(teacher: Teacher) -> str | None:
     if not networks.looks_up(teacher):
         return None
     return (
-        f"--teacher={teacher.file} knows each image as it is, and none of its crops and flips: all "
-        "rows that it teaches learn without augmentation, while a student alone has it. A network "
-        "that can be run (.onnx, .keras) teaches augmented views"
+        f"--teacher={teacher.file} knows each image as it is, and none of its crops and flips: "
+        "what it says of the image stands for those that students see. A network that can be run "
+        "(.onnx, .keras) is asked about each view"
     )
 
 

@@ -291,6 +291,42 @@ def test_views_are_drawn_anew_in_every_step_and_for_every_seed():
     assert not np.array_equal(first, other)
 
 
+@pytest.mark.parametrize(
+    ("jitter", "offsets"),
+    # A view lies at int(5 · .3) = 1; what trains at int(5 · ((1 - jitter) · .3 + jitter · u)) for
+    # u in [0, 1): from 5 · .15 to 5 · .65 by half of the way, anywhere by all of it.
+    [(0.0, {1}), (0.5, {0, 1, 2, 3}), (1.0, {0, 1, 2, 3, 4})],
+)
+def test_jitter_takes_what_trains_so_far_from_the_teachers_view(jitter, offsets):
+    outputs = {"embedding": np.arange(8, dtype=np.float16).reshape(8, 1, 1)}
+    views = Views(np.full((8, 1, 3), 0.3, np.float32), outputs, jitter)
+    assert _seen(views) == (offsets, offsets, {False, True} if jitter else {False})
+
+
+@pytest.mark.parametrize(("jitter", "offsets"), [(0.5, {1, 2, 3}), (1.0, {0, 1, 2, 3, 4})])
+def test_jitter_of_a_centre_crop_is_around_the_centre(jitter, offsets):
+    """By half of the way: int(5 · (.25 + .5 · u))."""
+    outputs = {"embedding": np.arange(8, dtype=np.float16).reshape(8, 1, 1)}
+    assert _seen(Views(None, outputs, jitter)) == (offsets, offsets, {False, True})
+
+
+def _seen(views):
+    """Trains on 8 images of 8 pixels, padded by 2; returns all tops, lefts and flips of 60 steps.
+
+    Each of the fewest, {0} of jitter .5, is a tenth of all draws: 480 miss it once in 10^21.
+    """
+    examples, order = _examples(8, 8), np.tile(np.arange(8, dtype=np.int32), (60, 1))
+    found = []
+    for images, labels, _, taught in training_batches(
+        examples, _data(8, 8, 2), order, 0, 0, None, views
+    ):
+        np.testing.assert_array_equal(taught["embedding"][:, 0], labels)
+        for image, row in zip(images.numpy(), labels.numpy(), strict=True):
+            (window,) = _offsets(image, examples.images[row], 2, (False, True))
+            found.append(window)
+    return tuple(map(set, zip(*found, strict=True)))
+
+
 # --- resuming and dealing out ---------------------------------------------------------------
 
 
@@ -306,7 +342,11 @@ def test_resumed_batches_are_the_tail_of_the_unbroken_ones():
         np.testing.assert_array_equal(whole[6:], part)
 
 
-@pytest.mark.parametrize("views", [None, _views(24, 3)], ids=["fresh", "views"])
+@pytest.mark.parametrize(
+    "views",
+    [None, _views(24, 3), _views(24, 3)._replace(jitter=0.5)],
+    ids=["fresh", "views", "near views"],
+)
 @pytest.mark.parametrize(("pipelines", "replicas"), [(2, 2), (1, 2), (2, 4)])
 def test_pipelines_together_give_the_global_batches(pipelines, replicas, views):
     """Consecutive elements belong to consecutive replicas, pipeline after pipeline."""

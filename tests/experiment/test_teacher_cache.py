@@ -208,6 +208,16 @@ def test_stages_of_other_views_have_their_own_cache(run, change):
     assert run.cache_folder(spec, spec.teacher) != run.cache_folder(other, spec.teacher)
 
 
+def test_stages_of_other_jitter_share_their_cache(run):
+    """The teacher is asked about the same views."""
+    spec = tiny.first(teacher_cache=CACHE)
+    other = dataclasses.replace(spec, teacher_cache=TeacherCache(VIEWS, jitter=0.5))
+    assert run.cache_folder(spec, spec.teacher) == run.cache_folder(other, spec.teacher)
+    assert settings.differences(spec.settings(), other.settings()) == (
+        "TeacherCache.jitter = None there, 0.5 now"
+    )
+
+
 # ---- refusing ------------------------------------------------------------------------------
 
 
@@ -328,11 +338,24 @@ def test_a_full_disk_is_reported_before_work_starts(run, monkeypatch):
 # ---- settings ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bad", [{"views": -1}, {"views": 1.5}, {"views": 1, "seed": -1}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"views": -1},
+        {"views": 1.5},
+        {"views": 1, "seed": -1},
+        {"views": 1, "jitter": 1.5},
+        {"views": 1, "jitter": -0.5},
+    ],
+)
 def test_impossible_settings_are_named(bad):
     name, value = list(bad.items())[-1]
     with pytest.raises(InputError, match=rf"teacher_cache\.{name}={value}"):
         TeacherCache(**bad)
+
+
+def test_a_teacher_that_is_run_sees_what_trains():
+    assert TeacherCache(0, jitter=0.5) == TeacherCache()
 
 
 def test_the_cache_is_a_setting_of_stages_with_a_teacher():

@@ -133,9 +133,10 @@ def test_two_replicas_are_one_device(name, tmp_path, finished, monkeypatch, buil
     assert two_logs == pytest.approx(logs, rel=1e-5, abs=1e-6)
 
 
-def test_two_replicas_are_one_device_with_a_teacher_cache(tmp_path, finished, monkeypatch):
+@pytest.mark.parametrize("jitter", [0.0, 0.5])
+def test_two_replicas_are_one_device_with_a_teacher_cache(tmp_path, finished, monkeypatch, jitter):
     monkeypatch.setattr(batches, "epoch_order", _order)
-    objective, cache = OBJECTIVES["joint"], TeacherCache(views=3)
+    objective, cache = OBJECTIVES["joint"], TeacherCache(views=3, jitter=jitter)
     spec = tiny.first(objective=objective, recipe=RECIPE, teacher_cache=cache)
     logs, weights = _train(spec, tmp_path / "one", 1, finished)
     two_logs, two_weights = _train(spec, tmp_path / "two", 2, finished)
