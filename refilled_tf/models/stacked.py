@@ -82,11 +82,19 @@ class Chain:
         # Vectorised, products become batched ones, but convolutions loops: those are products of
         # patches where these are few, and T branches of the graph elsewhere. (A grouped convolution
         # has no gradient on a CPU.)
-        if not batch_statistics and all(_patches_fit(each, x.shape[1]) for each in self._layers):
-            kinds = _LAYERS | {tf.keras.layers.Conv2D: _product_of_patches}
-            return tf.vectorized_map(lambda task: self._one_task(*task, False, kinds), (weights, x))
+        products = not batch_statistics and all(
+            _patches_fit(layer, x.shape[1]) for layer in self._layers
+        )
+        kinds = _LAYERS | ({tf.keras.layers.Conv2D: _product_of_patches} if products else {})
+
+        def one(task):
+            weights, x = task
+            return self._one_task(weights, x, batch_statistics, kinds)
+
+        if products:
+            return tf.vectorized_map(one, (weights, x))
         tasks = zip(zip(*map(tf.unstack, weights), strict=True), tf.unstack(x), strict=True)
-        return tf.stack([self._one_task(*task, batch_statistics, _LAYERS) for task in tasks])
+        return tf.stack([one(task) for task in tasks])
 
     def _one_task(
         self,
