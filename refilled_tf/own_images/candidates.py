@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from refilled_tf.common import storage
+from refilled_tf.common import gin_files, storage
 from refilled_tf.common.errors import DivergedError
 from refilled_tf.data.task import Task, read_index, select
 from refilled_tf.experiment import config, experiment, predictions, training
@@ -86,6 +86,8 @@ def steps_within(
     slowest = names(has_pool)[-2]
     spec = config.load_text(text, [_rows([slowest]), _HELD_OUT])
     run = open_run(spec, folder, data_dir)
+    # What says that the folder is a training's, also to those that come after this process.
+    storage.write_text(folder / gin_files.OPERATIVE, config.operative_config())
     *parents, stage = spec.stages()
     for parent in parents:
         experiment.finish(parent, run)
