@@ -27,7 +27,7 @@ from refilled_tf.common import storage
 from refilled_tf.common.errors import InputError
 from refilled_tf.data import batches, pixels
 from refilled_tf.data.task import load
-from refilled_tf.experiment import config
+from refilled_tf.experiment import config, launch
 from refilled_tf.models import networks
 from refilled_tf.own_images import candidates, distill_config, students, teachers, tuning
 from refilled_tf.reporting import distill_report
@@ -419,6 +419,17 @@ def test_lengths_fit_the_number_of_images():
     }
     # All of ten images but the two that candidates are scored on.
     assert distill_config.lengths(8, 600, 2)["Recipe.batch_size"] == 8
+
+
+def test_time_is_measured_where_training_goes_on(given, tmp_path):
+    """A budget of a second leaves the fewest steps that there are."""
+    lengths = distill_config.lengths(120, candidates.STEPS, 2)
+    params = ["Stage.backbone = @TinyNetwork()"]
+    text = distill_config.gin_text((), _settings(given), lengths, params)
+    folder = tmp_path / "candidates"
+    assert candidates.planned_steps(1 / 60, text, False, folder, None) == candidates.LEAST_STEPS
+    launch.check_work_dir(folder)
+    assert [path.name for path in (folder / "stages").glob("*/result.json")] == ["result.json"]
 
 
 @pytest.mark.parametrize(("images", "views"), [(300, 8), (4_000, 4), (40_000, 2)])
