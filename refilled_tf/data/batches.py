@@ -41,15 +41,13 @@ class Views(NamedTuple):
         """K."""
         return next(iter(self.outputs.values())).shape[1]
 
-    def near(
-        self, rows: tf.Tensor, views: tf.Tensor, own: Callable[[], tf.Tensor]
-    ) -> tf.Tensor | None:
+    def near(self, rows: tf.Tensor, views: tf.Tensor, own: tf.Tensor) -> tf.Tensor | None:
         """Makes random numbers of what trains beside a teacher's view.
 
         Args:
             rows: [b] int32, of the images.
             views: [b] int32, of each image.
-            own: draws the numbers [b, `random_numbers`] of views of their own.
+            own: [b, `random_numbers`] float32 in [0, 1), of views of their own.
 
         Returns:
             [b, `random_numbers`] float32 in [0, 1); None for the centre crop.
@@ -59,10 +57,10 @@ class Views(NamedTuple):
             known = tf.gather_nd(self.numbers, tf.stack([rows, views], axis=1))
         if not self.jitter:
             return known
-        fresh, centre = own(), 0.5
-        between = (1.0 - self.jitter) * (centre if known is None else known) + self.jitter * fresh
+        centre = 0.5
+        between = (1.0 - self.jitter) * (centre if known is None else known) + self.jitter * own
         # Between an image and its mirror image there is nothing.
-        return tf.concat([between[:, :2], fresh[:, 2:3], between[:, 3:]], axis=1)
+        return tf.concat([between[:, :2], own[:, 2:3], between[:, 3:]], axis=1)
 
     def read(self, rows: tf.Tensor, views: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns the outputs [b, …] float32 of views [b] int32 of images, rows [b] int32."""
@@ -300,11 +298,13 @@ def training_batches(
     augment = augmentation(data)
 
     def batch(rows, mates, step, start):
-        def draw(*shape, salt=0, **kind):
+        def part(drawn):
             """Returns this replica's part of what is drawn for the global batch."""
+            return tf.gather(drawn, start + tf.range(per_replica))
+
+        def draw(*shape, salt=0, **kind):
             seeds = tf.stack([seed + salt, step])
-            drawn = tf.random.stateless_uniform((batch_size, *shape), seeds, **kind)
-            return tf.slice(drawn, (start, *(0 for _ in shape)), (per_replica, *shape))
+            return part(tf.random.stateless_uniform((batch_size, *shape), seeds, **kind))
 
         loaded, taught, count = take(rows), [], random_numbers(data)
         if views is None:
@@ -312,13 +312,13 @@ def training_batches(
         else:
             chosen = draw(maxval=views.per_image, dtype=tf.int32)
             taught = [views.read(rows, chosen)]
-            numbers = views.near(rows, chosen, lambda: draw(count, salt=1 << 22))
+            numbers = views.near(rows, chosen, draw(count, salt=1 << 22))
         if numbers is None:
             crops = tf.cast(center_crop(loaded, data.crop_size), tf.float32)
         else:
             crops = augment(loaded, numbers)
             if mixup:
-                share = tf.slice(_beta(mixup, batch_size, [seed, step]), (start,), (per_replica,))
+                share = part(_beta(mixup, batch_size, [seed, step]))
                 share = tf.where(tf.equal(rows, mates), 1.0, share)[:, None, None, None]
                 crops = share * crops + (1.0 - share) * augment(take(mates), numbers)
         return resized(crops, size or data.image_size), tf.gather(labels, rows), rows, *taught

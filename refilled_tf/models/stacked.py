@@ -131,23 +131,9 @@ def _product_of_patches(
     layer: tf.keras.layers.Conv2D, weights: Weights, x: tf.Tensor, _: bool
 ) -> tf.Tensor:
     """Computes a convolution as a product [N·h·w, k·k·c] · [k·k·c, d]."""
-    (rows, columns), (down, right) = layer.kernel_size, layer.strides
-    height, width = layer.output.shape[1:3]
-    if layer.padding == "same":
-        # As TensorFlow pads: what cannot be halved lies at the bottom and on the right.
-        missing = (
-            max((height - 1) * down + rows - x.shape[1], 0),
-            max((width - 1) * right + columns - x.shape[2], 0),
-        )
-        x = tf.pad(x, ((0, 0), *((each // 2, each - each // 2) for each in missing), (0, 0)))
-    last = (height - 1) * down + 1, (width - 1) * right + 1
-    seen = [
-        x[:, top : top + last[0] : down, left : left + last[1] : right]
-        for top in range(rows)
-        for left in range(columns)
-    ]
-    patches, kernel = tf.concat(seen, axis=-1), weights[0]
-    y = tf.tensordot(patches, tf.reshape(kernel, (-1, kernel.shape[-1])), 1)
+    sizes, strides = (1, *layer.kernel_size, 1), (1, *layer.strides, 1)
+    patches = tf.image.extract_patches(x, sizes, strides, (1, 1, 1, 1), layer.padding.upper())
+    y = tf.tensordot(patches, tf.reshape(weights[0], (-1, weights[0].shape[-1])), 1)
     return y + weights[1] if layer.use_bias else y
 
 
